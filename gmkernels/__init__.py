@@ -1,0 +1,19 @@
+"""gmkernels: the hot paths of classical deep generative models as fused operators behind PyTorch autograd."""
+
+from . import nn, random
+from .core.backends import BackendError, backend_for, use_backend
+from .ops.coupling import affine_coupling, planar_flow
+from .ops.minibatch import minibatch_discrimination
+from .version import __version__
+
+__all__ = [
+    "BackendError",
+    "__version__",
+    "affine_coupling",
+    "backend_for",
+    "minibatch_discrimination",
+    "nn",
+    "planar_flow",
+    "random",
+    "use_backend",
+]

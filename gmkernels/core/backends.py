@@ -1,0 +1,141 @@
+"""Which implementation runs a call, and why another cannot.
+
+A backend is one of
+
+* ``reference`` - the plain-PyTorch definition, on any device;
+* ``cpu`` - the C++ core, on CPU tensors;
+* ``triton`` - Triton kernels, on CUDA tensors (on CPU tensors only under ``TRITON_INTERPRET=1``);
+* ``cuda`` - the CUDA C++ core, on CUDA tensors.
+
+``auto`` takes the fastest that can run and may fall through to ``reference``; any other name is an order: it runs
+there or raises :class:`BackendError` with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from . import doors
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+
+class BackendError(RuntimeError):
+    """An explicitly requested backend cannot run this call."""
+
+
+class _Setting:
+    """The process-wide choice. A plain attribute, because torch.compile can guard on it and not on a ContextVar."""
+
+    name = "auto"
+
+
+def _checked(name: str, source: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"{source}: unknown backend {name!r}; expected 'auto', {', '.join(map(repr, BACKENDS))}")
+    return name
+
+
+_Setting.name = _checked(os.environ.get("GMKERNELS_BACKEND", "auto"), "GMKERNELS_BACKEND")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every call inside the ``with`` block on one backend (process-wide, like ``torch.set_num_threads``).
+
+    An explicit ``backend=`` argument of a call still wins.
+    """
+    before, _Setting.name = _Setting.name, _checked(name, "use_backend")
+    try:
+        yield
+    finally:
+        _Setting.name = before
+
+
+@functools.cache
+def unavailable(name: str) -> str | None:
+    """Why a backend cannot run on this machine at all; ``None`` if it can."""
+    from . import native
+
+    if name == "cpu":
+        return native.cpu_error()
+    if name == "cuda":
+        return native.cuda_error()
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed (pip install 'gmkernels[triton]')"
+        if not torch.cuda.is_available() and not interpreting():
+            return "no CUDA device is available, and TRITON_INTERPRET=1 is not set"
+    return None
+
+
+def interpreting() -> bool:
+    """True when Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(name: str, tensors: Sequence[Tensor], supported: Sequence[str] = BACKENDS) -> str | None:
+    """Why ``name`` cannot run an operator on these tensors; ``None`` if it can."""
+    if name == "reference":
+        return None
+    if name not in supported:
+        return f"this operator has no {name!r} implementation (it has {', '.join(supported)})"
+    if (reason := unavailable(name)) is not None:
+        return reason
+    device = tensors[0].device.type if tensors else "cpu"
+    if name == "cpu" and device != "cpu":
+        return f"the C++ core runs on CPU tensors, got {device}"
+    if name == "cuda" and device != "cuda":
+        return f"the CUDA core runs on CUDA tensors, got {device}"
+    if name == "triton":
+        if device == "cpu" and not interpreting():
+            return "Triton runs on CUDA tensors (on CPU tensors only under TRITON_INTERPRET=1), got cpu"
+        if any(t.dtype == torch.float64 for t in tensors):
+            return "the Triton kernels take float16, bfloat16 and float32, got float64"
+    return None
+
+
+@functools.cache
+def _preference(device: str, supported: tuple[str, ...]) -> tuple[str, ...]:
+    order = ("cpu",) if device == "cpu" else ("triton", "cuda") if device == "cuda" else ()
+    return tuple(name for name in order if name in supported and unavailable(name) is None)
+
+
+def resolve(op: str, backend: str, tensors: Sequence[Tensor], supported: tuple[str, ...]) -> str:
+    """The backend this call runs on."""
+    name = _Setting.name if backend == "auto" else _checked(backend, op)
+    if name != "reference" and doors.transforming():
+        # vmap, jvp and the other transforms of torch.func need plain operations to look into.
+        if name != "auto":
+            raise BackendError(f"{op}: backend {name!r} cannot run under a torch.func transform; use 'reference'")
+        return "reference"
+    if name == "auto":
+        for candidate in _preference(tensors[0].device.type, supported):
+            # The C++ core takes every floating dtype, so only the others need to look closer.
+            if candidate == "cpu" or why_not(candidate, tensors, supported) is None:
+                return candidate
+        return "reference"
+    if name != "reference" and (reason := why_not(name, tensors, supported)) is not None:
+        raise BackendError(f"{op}: backend {name!r} cannot run this call: {reason}")
+    return name
+
+
+def backend_for(op: str | Callable[..., object], *tensors: Tensor) -> str:
+    """The backend that ``auto`` takes for an operator on these tensors, without running it.
+
+    Args:
+        op: the public function or its name, such as ``gmkernels.affine_coupling`` or ``"affine_coupling"``.
+        tensors: the floating-point tensors of the call.
+    """
+    name = op if isinstance(op, str) else op.__name__
+    operator = doors.OPERATORS.get(name) or doors.OPERATORS.get(f"random_{name}")
+    if operator is None:
+        raise ValueError(f"backend_for: unknown operator {name!r}; known are {', '.join(sorted(doors.OPERATORS))}")
+    return resolve(name, "auto", tensors, operator.backends)

@@ -1,0 +1,52 @@
+"""Argument checks shared by the operators: one sentence each, with what was got and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def tensor(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def floating(op: str, name: str, value: object) -> None:
+    tensor(op, name, value)
+    if value.dtype not in FLOATING:  # type: ignore[attr-defined]
+        raise TypeError(
+            f"{op}: {name} must be float32, float64, float16 or bfloat16, got {value.dtype}"  # type: ignore[attr-defined]
+        )
+
+
+def same_device(op: str, **tensors: Tensor | None) -> None:
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{op}: all tensors must be on one device, got {found}")
+
+
+def same_dtype(op: str, **tensors: Tensor) -> None:
+    dtypes = {name: t.dtype for name, t in tensors.items()}
+    if len(set(dtypes.values())) > 1:
+        found = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(f"{op}: the tensors must share one dtype, got {found}")
+
+
+def shape(op: str, name: str, value: Tensor, expected: Sequence[int]) -> None:
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{op}: {name} must have shape {tuple(expected)}, got {tuple(value.shape)}")
+
+
+def dims(op: str, name: str, value: Tensor, count: int, meaning: str) -> None:
+    if value.dim() != count:
+        raise ValueError(f"{op}: {name} must have {count} dimensions {meaning}, got shape {tuple(value.shape)}")
+
+
+def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

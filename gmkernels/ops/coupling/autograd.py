@@ -1,0 +1,49 @@
+"""Derivatives of the coupling operators.
+
+Affine coupling, with a the log-scale, d = x (forward) or x - t (inverse), sign = +1 or -1 and m = exp(sign a):
+y = d m (+ t), and for cotangents (g, l) of (y, logdet)
+
+* dx = g m, ds = sign (g d m + l) a'(s), dt = g (forward) or -dx (inverse);
+* the second derivative is the tangent of these along the cotangents (Pearlmutter, 1994): the Hessian of
+  <g, y> + l logdet is symmetric, so its product with a vector is a directional derivative of the gradient.
+
+The operator of the first derivative leaves dt to autograd, which already knows how to pass g on or negate dx.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import library
+
+
+@library.affine_coupling.derivative()
+def _affine_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    x, s, t, mask = saved
+    grad_x, grad_s = library.affine_coupling_backward(*grads, x, s, t, mask, *constants)
+    return grad_x, grad_s, _shift(grads[0], grad_x, mask, constants[2]).to(t.dtype), None
+
+
+@library.affine_coupling_backward.derivative()
+def _affine_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    grad_y, grad_logdet, x, s, t, mask = saved
+    double = library.affine_coupling_double_backward
+    grad_grad_y, grad_grad_logdet, grad_x, grad_s = double(*grads, *saved, *constants)
+    # Only d = x - t enters the inverse, and t does not enter the forward direction at all.
+    grad_t = _shift(None, grad_x, mask, True).to(t.dtype) if constants[2] else None
+    return grad_grad_y, grad_grad_logdet, grad_x, grad_s, grad_t, None
+
+
+def _shift(grad_y: Tensor | None, grad_x: Tensor, mask: Tensor | None, inverse: bool) -> Tensor:
+    grad = -grad_x if inverse or grad_y is None else grad_y
+    return grad if mask is None else grad.masked_fill(mask, 0.0)
+
+
+@library.planar_flow.derivative()
+def _planar_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    return library.planar_flow_backward(*grads, *saved, *constants)
+
+
+@library.planar_flow_backward.derivative()
+def _planar_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    return library.planar_flow_double_backward(*grads, *saved, *constants)

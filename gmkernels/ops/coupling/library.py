@@ -1,0 +1,82 @@
+"""Schemas and fakes of the coupling operators and their derivatives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gmkernels.core.doors import Operator
+
+_CONSTANTS = "str scale_map, float clamp, bool inverse, str backend"
+
+
+def wide(*tensors: Tensor) -> torch.dtype:
+    """The dtype that sums are kept in: float64 if anything is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _fake(x, log_scale, shift, mask, scale_map, clamp, inverse):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=wide(x, log_scale))
+
+
+def _fake_backward(grad_y, grad_logdet, x, log_scale, shift, mask, scale_map, clamp, inverse):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape), log_scale.new_empty(x.shape)
+
+
+def _fake_double_backward(  # type: ignore[no-untyped-def]
+    grad_grad_x, grad_grad_s, grad_y, grad_logdet, x, log_scale, shift, mask, scale_map, clamp, inverse
+):
+    return x.new_empty(x.shape), torch.empty_like(grad_logdet), x.new_empty(x.shape), log_scale.new_empty(x.shape)
+
+
+affine_coupling = Operator(
+    "coupling",
+    f"affine_coupling(Tensor x, Tensor log_scale, Tensor shift, Tensor? mask, {_CONSTANTS}) -> (Tensor, Tensor)",
+    _fake,
+)
+affine_coupling_backward = Operator(
+    "coupling",
+    "affine_coupling_backward(Tensor grad_y, Tensor grad_logdet, Tensor x, Tensor log_scale, Tensor shift,"
+    f" Tensor? mask, {_CONSTANTS}) -> (Tensor, Tensor)",
+    _fake_backward,
+)
+affine_coupling_double_backward = Operator(
+    "coupling",
+    "affine_coupling_double_backward(Tensor grad_grad_x, Tensor grad_grad_s, Tensor grad_y, Tensor grad_logdet,"
+    f" Tensor x, Tensor log_scale, Tensor shift, Tensor? mask, {_CONSTANTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_double_backward,
+)
+
+
+def _fake_planar(z, u, w, b):  # type: ignore[no-untyped-def]
+    return z.new_empty(z.shape), z.new_empty(z.shape[0], dtype=wide(z))
+
+
+def _fake_planar_backward(grad_z, grad_logdet, z, u, w, b):  # type: ignore[no-untyped-def]
+    return z.new_empty(z.shape), u.new_empty(u.shape), w.new_empty(w.shape), b.new_empty(b.shape)
+
+
+def _fake_planar_double_backward(v_z, v_u, v_w, v_b, grad_z, grad_logdet, z, u, w, b):  # type: ignore[no-untyped-def]
+    return (
+        z.new_empty(z.shape),
+        torch.empty_like(grad_logdet),
+        *_fake_planar_backward(grad_z, grad_logdet, z, u, w, b),
+    )
+
+
+planar_flow = Operator(
+    "coupling", "planar_flow(Tensor z, Tensor u, Tensor w, Tensor b, str backend) -> (Tensor, Tensor)", _fake_planar
+)
+planar_flow_backward = Operator(
+    "coupling",
+    "planar_flow_backward(Tensor grad_z, Tensor grad_logdet, Tensor z, Tensor u, Tensor w, Tensor b, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_planar_backward,
+)
+planar_flow_double_backward = Operator(
+    "coupling",
+    "planar_flow_double_backward(Tensor v_z, Tensor v_u, Tensor v_w, Tensor v_b, Tensor grad_z, Tensor grad_logdet,"
+    " Tensor z, Tensor u, Tensor w, Tensor b, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_planar_double_backward,
+)

@@ -1,0 +1,150 @@
+"""Random numbers that depend on a key and an element's index, and on nothing else.
+
+One stream on every backend: the same key gives the same bits in plain PyTorch, C++, Triton and CUDA, whatever the
+thread count, tile size or batch split (Philox4x32-10, Salmon et al. 2011; layout in :mod:`gmkernels.core.philox`).
+None of these functions is differentiable, and none reads a torch generator: only :func:`key` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gmkernels.core import backends, checks
+
+from . import library, reference
+
+__all__ = ["key", "bits", "uniform", "normal", "bernoulli"]
+
+
+def key(
+    generator: torch.Generator | None = None, *, seed: int | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """A fresh key: an int64 tensor ``(seed, offset)`` drawn from a torch generator.
+
+    The draw is an ordinary aten operation, so ``torch.manual_seed``, CUDA graphs and ``torch.compile`` all behave.
+
+    Args:
+        generator: the generator to draw from; the default generator of ``device`` if None.
+        seed: use this seed and offset 0 instead of drawing.
+        device: where the key (and everything sampled with it) lives; the generator's device, or the default one.
+
+    Returns:
+        int64 tensor of shape (2,), values in ``[0, 2**63 - 1)``.
+    """
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("key: give a generator or a seed, not both")
+        return torch.tensor([seed, 0], dtype=torch.int64, device=device)
+    if device is None and generator is not None:
+        device = generator.device
+    return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, generator=generator, device=device)
+
+
+def _check_key(op: str, value: Tensor, first: int) -> None:
+    checks.tensor(op, "key", value)
+    if value.dtype != torch.int64 or tuple(value.shape) != (2,):
+        raise ValueError(
+            f"{op}: key must be an int64 tensor of shape (2,) as made by gmkernels.random.key, "
+            f"got {value.dtype} of shape {tuple(value.shape)}"
+        )
+    if not isinstance(first, int | torch.SymInt) or first < 0:
+        raise ValueError(f"{op}: first must be a non-negative int, got {first!r}")
+
+
+def _shape(op: str, shape: int | Sequence[int]) -> list[int]:
+    sizes = [shape] if isinstance(shape, int) else list(shape)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"{op}: shape must not have negative sizes, got {tuple(sizes)}")
+    return sizes
+
+
+def bits(key: Tensor, shape: int | Sequence[int], *, first: int = 0, backend: str = "auto") -> Tensor:
+    """Uniform 32-bit words.
+
+    Element ``i`` (row-major) is word ``i mod 4`` of Philox counter ``(i div 4, offset)`` under ``seed``.
+
+    Args:
+        key: int64 tensor (2,) made by :func:`key`; its device is the result's.
+        shape: an int or a sequence of ints.
+        first: logical index of the first row (dimension 0), so that a batch cut in two draws the same as the whole.
+        backend: ``auto``, ``reference``, ``cpu``, ``triton`` or ``cuda``.
+
+    Returns:
+        int64 tensor with values in ``[0, 2**32)``.
+    """
+    _check_key("bits", key, first)
+    sizes = _shape("bits", shape)
+    chosen = backends.resolve("bits", backend, (key,), library.random_bits.backends)
+    if chosen == "reference":
+        return reference.random_bits(key, sizes, first)
+    return library.random_bits(key, sizes, first, chosen)
+
+
+def uniform(
+    key: Tensor,
+    shape: int | Sequence[int],
+    *,
+    first: int = 0,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> Tensor:
+    """Uniform numbers in the open interval (0, 1): ``((word >> 9) + 0.5) * 2**-23``.
+
+    The value is the same in float32 and float64. Half precision is refused: rounding would reach 0 and 1.
+    Arguments as for :func:`bits`.
+    """
+    _check_key("uniform", key, first)
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"uniform: dtype must be float32 or float64, got {dtype}")
+    sizes = _shape("uniform", shape)
+    chosen = backends.resolve("uniform", backend, (key,), library.random_uniform.backends)
+    if chosen == "reference":
+        return reference.random_uniform(key, sizes, first, dtype)
+    return library.random_uniform(key, sizes, first, dtype, chosen)
+
+
+def normal(
+    key: Tensor,
+    shape: int | Sequence[int],
+    *,
+    first: int = 0,
+    dtype: torch.dtype = torch.float32,
+    backend: str = "auto",
+) -> Tensor:
+    """Standard normal numbers (Box and Muller 1958).
+
+    Elements ``2 q`` and ``2 q + 1`` are ``r cos(2 pi u')`` and ``r sin(2 pi u')``, ``r = sqrt(-2 ln u)``, with ``u``
+    and ``u'`` the uniforms of stream elements ``2 q`` and ``2 q + 1``. Largest magnitude 5.77. Computed in float32
+    (float64 for float64) and rounded to ``dtype``, any floating one. Other arguments as for :func:`bits`.
+    """
+    _check_key("normal", key, first)
+    if dtype not in checks.FLOATING:
+        raise TypeError(f"normal: dtype must be float32, float64, float16 or bfloat16, got {dtype}")
+    sizes = _shape("normal", shape)
+    chosen = backends.resolve("normal", backend, (key,), library.random_normal.backends)
+    if chosen == "reference":
+        return reference.random_normal(key, sizes, first, dtype)
+    return library.random_normal(key, sizes, first, dtype, chosen)
+
+
+def bernoulli(p: Tensor, key: Tensor, *, first: int = 0, backend: str = "auto") -> Tensor:
+    """Zeros and ones with probabilities ``p``, decided between integers: ``word < floor(p * 2**32)``.
+
+    Args:
+        p: probabilities, floating point, any shape. Values outside [0, 1] act as 0 or 1; NaN stays NaN.
+        key, first, backend: as for :func:`bits`.
+
+    Returns:
+        0 and 1 in the dtype and shape of ``p``; no gradient flows to ``p``.
+    """
+    checks.floating("bernoulli", "p", p)
+    _check_key("bernoulli", key, first)
+    checks.same_device("bernoulli", p=p, key=key)
+    p = p.detach()
+    chosen = backends.resolve("bernoulli", backend, (p,), library.random_bernoulli.backends)
+    if chosen == "reference":
+        return reference.random_bernoulli(p, key, first)
+    return library.random_bernoulli(p, key, first, chosen)
