@@ -1,0 +1,124 @@
+/* The contract of the native cores: flat C, raw pointers, sizes and strides; no torch, no Python.
+ *
+ * Every entry returns 0, or a status with a sentence in gmk_last_error() (kept per thread). Pointers are borrowed for the
+ * call. Strides and sizes are in elements, 64 bits wide. Outputs are contiguous and must not overlap inputs.
+ * Entries of the CUDA core end in _cuda and take the stream to run on. */
+#ifndef GMK_ABI_H
+#define GMK_ABI_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define GMK_API __attribute__((visibility("default")))
+#else
+#define GMK_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum gmk_dtype { GMK_F32 = 0, GMK_F64 = 1, GMK_F16 = 2, GMK_BF16 = 3 };
+
+/* One operand of a row-wise operator: element i of sample b is at
+ * data[b * batch + (i / sizes.inner) * outer + (i % sizes.inner) * inner]. */
+typedef struct {
+  void* data;
+  int32_t dtype;
+  int64_t batch, outer, inner;
+} gmk_rows;
+
+typedef struct {
+  int64_t batch, outer, inner;
+} gmk_sizes;
+
+/* ---- coupling ---------------------------------------------------------------------------------------------------- */
+
+enum gmk_scale_map {
+  GMK_EXP = 0,
+  GMK_TANH = 1,
+  GMK_ATAN = 2,
+  GMK_SIGMOID = 3,
+  GMK_RECIPROCAL_SIGMOID = 4,
+  GMK_SOFTPLUS = 5,
+  GMK_SOFT_CLIP = 6
+};
+
+typedef struct {
+  gmk_sizes sizes;
+  gmk_rows x, log_scale, shift, grad_y, v_x, v_s; /* inputs; unused ones have data == NULL */
+  const void* grad_logdet;                        /* (batch), in the wide dtype */
+  const uint8_t* mask;                            /* (outer * inner) contiguous, or NULL */
+  void *out_x, *out_s, *out_y;                    /* contiguous, in the dtypes of x, log_scale and x */
+  void* out_logdet;                               /* (batch), in the wide dtype: float64 if x or log_scale is */
+  int32_t scale_map, inverse;
+  double clamp;
+} gmk_affine_coupling_args;
+
+/* y, logdet -> out_y, out_logdet */
+GMK_API int gmk_affine_coupling(const gmk_affine_coupling_args* args);
+/* dx, ds -> out_x, out_s, from grad_y and grad_logdet */
+GMK_API int gmk_affine_coupling_backward(const gmk_affine_coupling_args* args);
+/* gradients of <v_x, dx> + <v_s, ds> by x, s, grad_y, grad_logdet -> out_x, out_s, out_y, out_logdet */
+GMK_API int gmk_affine_coupling_double_backward(const gmk_affine_coupling_args* args);
+
+typedef struct {
+  int64_t batch, dim, flows;
+  int32_t dtype;
+  const void *z, *u, *w, *b;       /* (batch, dim), (flows, dim), (flows, dim), (flows); contiguous, one dtype */
+  const void *grad_z, *grad_logdet; /* (batch, dim) in that dtype, (batch) in the wide dtype */
+  const void *v_z, *v_u, *v_w, *v_b; /* cotangents of the gradients, shaped and typed like z, u, w, b */
+  void *out_z, *out_u, *out_w, *out_b, *out_grad_z, *out_logdet;
+} gmk_planar_args;
+
+GMK_API int gmk_planar_flow(const gmk_planar_args* args);
+GMK_API int gmk_planar_flow_backward(const gmk_planar_args* args);
+GMK_API int gmk_planar_flow_double_backward(const gmk_planar_args* args);
+
+/* ---- minibatch --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  int64_t batch, kernels, dim;
+  int32_t dtype;
+  const void* m;    /* element (i, b, c) at m[i * stride_i + b * stride_b + c * stride_c] */
+  int64_t stride_i, stride_b, stride_c;
+  const void* grad; /* (batch, kernels) contiguous */
+  const void* v;    /* (batch, kernels, dim) contiguous: cotangent of the gradient */
+  void* out;        /* (batch, kernels) */
+  void* out_m;      /* (batch, kernels, dim) */
+} gmk_minibatch_args;
+
+GMK_API int gmk_minibatch_discrimination(const gmk_minibatch_args* args);                 /* -> out */
+GMK_API int gmk_minibatch_discrimination_backward(const gmk_minibatch_args* args);        /* -> out_m */
+GMK_API int gmk_minibatch_discrimination_double_backward(const gmk_minibatch_args* args); /* -> out, out_m */
+
+/* ---- random ------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+  int64_t count, start; /* elements start .. start + count of the stream */
+  uint64_t seed, offset;
+  int32_t dtype;        /* of out and p; gmk_random_bits writes int64 */
+  const void* p;        /* probabilities, contiguous (Bernoulli) */
+  void* out;
+} gmk_random_args;
+
+GMK_API int gmk_random_bits(const gmk_random_args* args);
+GMK_API int gmk_random_uniform(const gmk_random_args* args);
+GMK_API int gmk_random_normal(const gmk_random_args* args);
+GMK_API int gmk_random_bernoulli(const gmk_random_args* args);
+
+/* The CUDA core reads the key (seed, offset) from device memory, so that a captured graph sees a new key at each replay. */
+GMK_API int gmk_random_bits_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
+GMK_API int gmk_random_uniform_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
+GMK_API int gmk_random_normal_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
+GMK_API int gmk_random_bernoulli_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
+
+/* ---- the cores themselves ---------------------------------------------------------------------------------------- */
+
+GMK_API const char* gmk_last_error(void);
+GMK_API int gmk_cuda_available(void); /* 0 if a GPU can be used */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,195 @@
+// Sixteen lanes of float, double, int or unsigned, whatever the machine's vectors are.
+//
+// Every kernel is written once over pack<T> and compiled once per instruction set (GMK_ISA names the namespace, so that
+// the copies of an inline function never meet at link time). A pack is a few native vectors; since its lane count is
+// fixed, sums run in the same order on SSE2, AVX2, AVX-512 and NEON and give the same bits. Nothing is contracted by the
+// compiler (-ffp-contract=off): a fused multiply-add is written fma(), and is fused everywhere, in software if need be.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#ifndef GMK_ISA
+#define GMK_ISA baseline
+#endif
+#define GMK_INLINE inline __attribute__((always_inline))
+
+namespace gmk {
+namespace GMK_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int kLanes = 16;
+
+template <class T> struct native;
+#define GMK_NATIVE(T, MASK)                                              \
+  template <> struct native<T> {                                         \
+    typedef T type __attribute__((vector_size(kVectorBytes)));           \
+    using mask = MASK;                                                   \
+    static constexpr int count = kLanes * int(sizeof(T)) / kVectorBytes; \
+    static constexpr int width = kVectorBytes / int(sizeof(T));          \
+  };
+GMK_NATIVE(float, int32_t)
+GMK_NATIVE(double, int64_t)
+GMK_NATIVE(int32_t, int32_t)
+GMK_NATIVE(uint32_t, int32_t)
+GMK_NATIVE(int64_t, int64_t)
+GMK_NATIVE(uint64_t, int64_t)
+#undef GMK_NATIVE
+
+template <class T> struct pack {
+  using scalar = T;
+  using vector = typename native<T>::type;
+  static constexpr int count = native<T>::count;
+  vector v[count];
+
+  pack() = default;
+  GMK_INLINE pack(T x) {  // broadcast
+    for (int i = 0; i < count; ++i) v[i] = x - vector{};
+  }
+};
+using f32 = pack<float>;
+using f64 = pack<double>;
+using i32 = pack<int32_t>;
+using u32 = pack<uint32_t>;
+template <class T> using mask_of = pack<typename native<T>::mask>;
+
+#define GMK_BINARY(OP)                                                            \
+  template <class T> GMK_INLINE pack<T> operator OP(pack<T> a, const pack<T>& b) { \
+    for (int i = 0; i < a.count; ++i) a.v[i] = a.v[i] OP b.v[i];                  \
+    return a;                                                                     \
+  }                                                                               \
+  template <class T> GMK_INLINE pack<T> operator OP(pack<T> a, typename pack<T>::scalar b) { return a OP pack<T>(b); } \
+  template <class T> GMK_INLINE pack<T> operator OP(typename pack<T>::scalar a, pack<T> b) { return pack<T>(a) OP b; }
+GMK_BINARY(+)
+GMK_BINARY(-)
+GMK_BINARY(*)
+GMK_BINARY(/)
+GMK_BINARY(&)
+GMK_BINARY(|)
+GMK_BINARY(^)
+#undef GMK_BINARY
+
+#define GMK_COMPARE(OP)                                                                   \
+  template <class T> GMK_INLINE mask_of<T> operator OP(const pack<T>& a, const pack<T>& b) { \
+    mask_of<T> m;                                                                         \
+    for (int i = 0; i < a.count; ++i) m.v[i] = a.v[i] OP b.v[i];                          \
+    return m;                                                                             \
+  }                                                                                       \
+  template <class T> GMK_INLINE mask_of<T> operator OP(const pack<T>& a, typename pack<T>::scalar b) { return a OP pack<T>(b); }
+GMK_COMPARE(<)
+GMK_COMPARE(<=)
+GMK_COMPARE(>)
+GMK_COMPARE(>=)
+GMK_COMPARE(==)
+GMK_COMPARE(!=)
+#undef GMK_COMPARE
+
+template <class T> GMK_INLINE pack<T>& operator+=(pack<T>& a, const pack<T>& b) { return a = a + b; }
+template <class T> GMK_INLINE pack<T>& operator-=(pack<T>& a, const pack<T>& b) { return a = a - b; }
+template <class T> GMK_INLINE pack<T> operator-(pack<T> a) {
+  for (int i = 0; i < a.count; ++i) a.v[i] = -a.v[i];
+  return a;
+}
+template <class T> GMK_INLINE pack<T> operator<<(pack<T> a, int n) {
+  for (int i = 0; i < a.count; ++i) a.v[i] = a.v[i] << n;
+  return a;
+}
+template <class T> GMK_INLINE pack<T> operator>>(pack<T> a, int n) {
+  for (int i = 0; i < a.count; ++i) a.v[i] = a.v[i] >> n;
+  return a;
+}
+
+// a where the mask is set, b elsewhere.
+template <class T> GMK_INLINE pack<T> select(const mask_of<T>& m, pack<T> a, const pack<T>& b) {
+  for (int i = 0; i < a.count; ++i) a.v[i] = m.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+template <class T> GMK_INLINE pack<T> select(const mask_of<T>& m, typename pack<T>::scalar a, const pack<T>& b) { return select(m, pack<T>(a), b); }
+template <class T> GMK_INLINE pack<T> select(const mask_of<T>& m, const pack<T>& a, typename pack<T>::scalar b) { return select(m, a, pack<T>(b)); }
+
+// Reinterpret the bits (same element size).
+template <class To, class From> GMK_INLINE pack<To> bits(const pack<From>& a) {
+  static_assert(sizeof(To) == sizeof(From), "same width");
+  pack<To> r;
+  for (int i = 0; i < r.count; ++i) r.v[i] = (typename pack<To>::vector)a.v[i];
+  return r;
+}
+// Convert the values (same element size; truncates towards zero).
+template <class To, class From> GMK_INLINE pack<To> convert(const pack<From>& a) {
+  static_assert(sizeof(To) == sizeof(From), "same width");
+  pack<To> r;
+  for (int i = 0; i < r.count; ++i) r.v[i] = __builtin_convertvector(a.v[i], typename pack<To>::vector);
+  return r;
+}
+
+GMK_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+GMK_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+template <class T> GMK_INLINE pack<T> fma(const pack<T>& a, const pack<T>& b, pack<T> c) {
+  for (int i = 0; i < c.count; ++i) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) c.v[i] = _mm512_fmadd_ps(a.v[i], b.v[i], c.v[i]);
+    else c.v[i] = _mm512_fmadd_pd(a.v[i], b.v[i], c.v[i]);
+#elif defined(__FMA__)
+    if constexpr (sizeof(T) == 4) c.v[i] = _mm256_fmadd_ps(a.v[i], b.v[i], c.v[i]);
+    else c.v[i] = _mm256_fmadd_pd(a.v[i], b.v[i], c.v[i]);
+#else
+    typename pack<T>::vector r = c.v[i];
+    for (int l = 0; l < native<T>::width; ++l) r[l] = fma(T(a.v[i][l]), T(b.v[i][l]), T(r[l]));
+    c.v[i] = r;
+#endif
+  }
+  return c;
+}
+template <class T> GMK_INLINE pack<T> fma(const pack<T>& a, const pack<T>& b, T c) { return fma(a, b, pack<T>(c)); }
+template <class T> GMK_INLINE pack<T> fma(const pack<T>& a, T b, const pack<T>& c) { return fma(a, pack<T>(b), c); }
+template <class T> GMK_INLINE pack<T> fma(const pack<T>& a, T b, T c) { return fma(a, pack<T>(b), pack<T>(c)); }
+
+template <class T> GMK_INLINE pack<T> sqrt(pack<T> a) {
+  for (int i = 0; i < a.count; ++i)
+    for (int l = 0; l < native<T>::width; ++l) a.v[i][l] = std::sqrt(T(a.v[i][l]));
+  return a;
+}
+
+template <class T> GMK_INLINE pack<T> abs(const pack<T>& a) {
+  using M = typename native<T>::mask;
+  return bits<T>(bits<M>(a) & std::numeric_limits<M>::max());
+}
+// |a| with the sign of s, bit for bit.
+template <class T> GMK_INLINE pack<T> copysign(const pack<T>& a, const pack<T>& s) {
+  using M = typename native<T>::mask;
+  return bits<T>((bits<M>(a) & std::numeric_limits<M>::max()) | (bits<M>(s) & std::numeric_limits<M>::min()));
+}
+// The second operand when they compare equal or one is NaN, as the machine instruction does.
+template <class T> GMK_INLINE pack<T> min(const pack<T>& a, const pack<T>& b) { return select<T>(a < b, a, b); }
+template <class T> GMK_INLINE pack<T> max(const pack<T>& a, const pack<T>& b) { return select<T>(a > b, a, b); }
+
+template <class T> GMK_INLINE pack<T> load(const T* p) {
+  pack<T> r;
+  std::memcpy(&r, p, sizeof r);
+  return r;
+}
+template <class T> GMK_INLINE void store(T* p, const pack<T>& a) { std::memcpy(p, &a, sizeof a); }
+
+// The sum of the lanes, halves folded onto each other: (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
+template <class T> GMK_INLINE T fold(const pack<T>& a) {
+  T x[kLanes];
+  store(x, a);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) x[l] += x[l + half];
+  return x[0];
+}
+
+}  // namespace GMK_ISA
+}  // namespace gmk
