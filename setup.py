@@ -29,8 +29,20 @@ CUDA_CORE = "libgmkernels_cuda.so"
 CPU_NOTE, CUDA_NOTE = "BUILD_FAILED.txt", "CUDA_BUILD_FAILED.txt"
 
 
+# What a first line can say better than the last lines of cmake's output.
+CAUSES = {
+    "CMAKE_CXX_COMPILER": "no C++ compiler was found: install g++ or clang++, or set CXX",
+    "Development.Module": "the C headers of this Python were not found: install python3-dev (Debian) or python3-devel",
+}
+
+
 class BuildFailed(Exception):
     """A step of the native build failed; the text says which and why."""
+
+
+def find(program: str) -> str | None:
+    """A program of this Python's environment, even one that is not activated, or else of the PATH."""
+    return shutil.which(program, path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
 
 
 def call(step: str, command: Sequence[str | Path]) -> None:
@@ -43,7 +55,8 @@ def call(step: str, command: Sequence[str | Path]) -> None:
     print(done.stdout, end="", flush=True)
     if done.returncode != 0:
         tail = "\n".join(done.stdout.splitlines()[-25:])
-        raise BuildFailed(f"{step} failed with exit status {done.returncode}:\n{tail}")
+        cause = next((text for word, text in CAUSES.items() if step == "cmake" and word in tail), None)
+        raise BuildFailed(f"{cause or f'{step} failed with exit status {done.returncode}'}\n{tail}")
 
 
 class Build(build):
@@ -72,25 +85,25 @@ class BuildCores(build_ext):
 
     def build_cores(self, tree: Path, target: Path) -> None:
         try:
-            self.configure(tree)
-            self.compile(tree, "_cpu", CPU_CORE, target)
+            cmake = self.configure(tree)
+            self.compile(cmake, tree, "_cpu", CPU_CORE, target)
         except BuildFailed as reason:
             self.give_up(target / CPU_NOTE, "the C++ core was not built: gmkernels runs on plain PyTorch", reason)
             return
         if "GMK_CUDA_TARGET:INTERNAL=ON" in (tree / "CMakeCache.txt").read_text():
             try:
-                self.compile(tree, "gmkernels_cuda", CUDA_CORE, target)
+                self.compile(cmake, tree, "gmkernels_cuda", CUDA_CORE, target)
             except BuildFailed as reason:
                 self.give_up(target / CUDA_NOTE, "the CUDA core was not built", reason)
 
-    def configure(self, tree: Path) -> None:
+    def configure(self, tree: Path) -> str:
         try:
             import pybind11
         except ImportError as error:
             raise BuildFailed(f"pybind11 is needed to build the C++ core: {error}") from None
-        cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+        cmake, ninja = find("cmake"), find("ninja")
         if cmake is None:
-            raise BuildFailed("cmake was not found")
+            raise BuildFailed("cmake was not found: install it with pip or the system's packages")
         # A kept tree belongs to the tools it was made with: the paths of a vanished isolated environment stay in its
         # cache and would fail every later build.
         tools = f"{sys.executable}\n{cmake}\n{ninja}\n{pybind11.get_cmake_dir()}\n{os.environ.get('CXX')}\n{ROOT}\n"
@@ -107,10 +120,11 @@ class BuildCores(build_ext):
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
         call("cmake", [cmake, "-S", ROOT, "-B", tree, *generator, *(f"-D{k}={v}" for k, v in options.items())])
         marker.write_text(tools)
+        return cmake
 
-    def compile(self, tree: Path, name: str, product: str, target: Path) -> None:
+    def compile(self, cmake: str, tree: Path, name: str, product: str, target: Path) -> None:
         jobs = os.environ.get("GMKERNELS_JOBS") or str(os.cpu_count() or 1)
-        call(f"compiling {name}", ["cmake", "--build", tree, "--target", name, "--parallel", jobs])
+        call(f"compiling {name}", [cmake, "--build", tree, "--target", name, "--parallel", jobs])
         # Written beside and renamed: a process that runs from the source tree keeps the file it has mapped.
         shutil.copyfile(tree / "lib" / product, target / f"{product}.tmp")
         (target / f"{product}.tmp").replace(target / product)
