@@ -19,14 +19,18 @@ _FOLDER = Path(__file__).resolve().parent.parent / "_lib"
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
+def _note(name: str) -> str | None:
+    """The reason a failed build left behind."""
+    path = _FOLDER / name
+    return path.read_text().strip() if path.exists() else None
+
+
 @functools.cache
 def _load_cpu() -> tuple[Any, str | None]:
     try:
         from gmkernels._lib import _cpu  # type: ignore[attr-defined]
     except ImportError as error:
-        note = _FOLDER / "BUILD_FAILED.txt"
-        why = note.read_text().strip() if note.exists() else f"{error}"
-        return None, f"the C++ core is not built: {why}"
+        return None, f"the C++ core is not built: {_note('BUILD_FAILED.txt') or error}"
     return _cpu, None
 
 
@@ -46,7 +50,8 @@ def cpu_error() -> str | None:
 def _load_cuda() -> tuple[ctypes.CDLL | None, str | None]:
     path = _FOLDER / "libgmkernels_cuda.so"
     if not path.exists():
-        return None, "the CUDA core is not built: no nvcc was found when gmkernels was installed"
+        why = _note("CUDA_BUILD_FAILED.txt") or "no nvcc was found when gmkernels was installed"
+        return None, f"the CUDA core is not built: {why}"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
