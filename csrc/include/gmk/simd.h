@@ -55,6 +55,11 @@ template <class T> struct pack {
   vector v[count];
 
   pack() = default;
+  static GMK_INLINE pack of(const vector& first) {  // of a single native vector
+    pack r;
+    r.v[0] = first;
+    return r;
+  }
   GMK_INLINE pack(T x) {  // broadcast
     for (int i = 0; i < count; ++i) v[i] = x - vector{};
   }
@@ -181,6 +186,30 @@ template <class T> GMK_INLINE pack<T> load(const T* p) {
   return r;
 }
 template <class T> GMK_INLINE void store(T* p, const pack<T>& a) { std::memcpy(p, &a, sizeof a); }
+
+// The first n lanes (0 <= n <= 16) of memory, zeros beyond; nothing past them is touched.
+template <class T> GMK_INLINE pack<T> load_n(const T* p, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return bits<T>(pack<float>::of(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p)));
+#endif
+  T x[kLanes] = {};
+  for (int l = 0; l < n; ++l) x[l] = p[l];
+  return load(x);
+}
+template <class T> GMK_INLINE void store_n(T* p, const pack<T>& a, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), bits<float>(a).v[0]);
+#endif
+  T x[kLanes];
+  store(x, a);
+  for (int l = 0; l < n; ++l) p[l] = x[l];
+}
+
+// The lane numbers 0 .. 15.
+template <class T> GMK_INLINE pack<T> iota() {
+  constexpr T x[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(x);
+}
 
 // The sum of the lanes, halves folded onto each other: (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
 template <class T> GMK_INLINE T fold(const pack<T>& a) {

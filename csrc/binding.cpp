@@ -1,0 +1,107 @@
+// The only file that knows Python: addresses and sizes in, a status out as an exception.
+#include <pybind11/pybind11.h>
+
+#include <array>
+
+#include "gmk/dispatch.h"
+#include "gmk/parallel.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;
+using Triple = std::array<int64_t, 3>;
+
+// (address, dtype, strides) of a strided operand.
+gmk_rows rows(py::handle operand) {
+  if (operand.is_none()) return {};
+  const auto t = py::reinterpret_borrow<py::tuple>(operand);
+  const auto s = py::reinterpret_borrow<py::tuple>(t[2]);
+  return {reinterpret_cast<void*>(t[0].cast<Address>()), t[1].cast<int32_t>(), s[0].cast<int64_t>(), s[1].cast<int64_t>(), s[2].cast<int64_t>()};
+}
+gmk_sizes sizes(const py::tuple& t) { return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>()}; }
+template <class T = void> T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+// Below this much work, giving up the GIL costs more than it frees.
+constexpr int64_t kLong = 4096;
+
+template <class Args> void run(int (*entry)(const Args*), const Args& args, int64_t work) {
+  int status;
+  if (work < kLong) {
+    status = entry(&args);
+  } else {
+    py::gil_scoped_release release;
+    status = entry(&args);
+  }
+  if (status != 0) throw std::runtime_error(gmk_last_error());
+}
+
+template <int (*Entry)(const gmk_affine_coupling_args*)>
+void affine(const py::tuple& size, py::handle x, py::handle s, py::handle t, py::handle grad_y, py::handle v_x, py::handle v_s,
+            Address grad_logdet, Address mask, Address out_x, Address out_s, Address out_y, Address out_logdet, int scale_map,
+            double clamp, bool inverse) {
+  const gmk_sizes z = sizes(size);
+  const gmk_affine_coupling_args args{z, rows(x), rows(s), rows(t), rows(grad_y), rows(v_x), rows(v_s), at(grad_logdet),
+                                      at<uint8_t>(mask), at(out_x), at(out_s), at(out_y), at(out_logdet), scale_map, inverse, clamp};
+  run(Entry, args, z.batch * z.outer * z.inner);
+}
+
+template <int (*Entry)(const gmk_planar_args*)>
+void planar(int64_t batch, int64_t dim, int64_t flows, int dtype, Address z, Address u, Address w, Address b, Address grad_z,
+            Address grad_logdet, Address v_z, Address v_u, Address v_w, Address v_b, Address out_z, Address out_u, Address out_w,
+            Address out_b, Address out_grad_z, Address out_logdet) {
+  const gmk_planar_args args{batch, dim, flows, dtype, at(z), at(u), at(w), at(b), at(grad_z), at(grad_logdet),
+                             at(v_z), at(v_u), at(v_w), at(v_b), at(out_z), at(out_u), at(out_w), at(out_b), at(out_grad_z), at(out_logdet)};
+  run(Entry, args, batch * dim * flows);
+}
+
+template <int (*Entry)(const gmk_minibatch_args*)>
+void minibatch(int64_t batch, int64_t kernels, int64_t dim, int dtype, Address m, int64_t stride_i, int64_t stride_b,
+               int64_t stride_c, Address grad, Address v, Address out, Address out_m) {
+  const gmk_minibatch_args args{batch, kernels, dim, dtype, at(m), stride_i, stride_b, stride_c, at(grad), at(v), at(out), at(out_m)};
+  run(Entry, args, batch * batch * kernels);
+}
+
+template <int (*Entry)(const gmk_random_args*)>
+void random(Address out, Address p, int dtype, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
+  run(Entry, gmk_random_args{count, start, seed, offset, dtype, at(p), at(out)}, count);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "The C++ core of gmkernels. Called by the launchers in gmkernels/ops/*/native.py; see csrc/include/gmk/abi.h.";
+
+  m.def("affine_coupling", affine<gmk_affine_coupling>);
+  m.def("affine_coupling_backward", affine<gmk_affine_coupling_backward>);
+  m.def("affine_coupling_double_backward", affine<gmk_affine_coupling_double_backward>);
+
+  m.def("planar_flow", planar<gmk_planar_flow>);
+  m.def("planar_flow_backward", planar<gmk_planar_flow_backward>);
+  m.def("planar_flow_double_backward", planar<gmk_planar_flow_double_backward>);
+
+  m.def("minibatch_discrimination", minibatch<gmk_minibatch_discrimination>);
+  m.def("minibatch_discrimination_backward", minibatch<gmk_minibatch_discrimination_backward>);
+  m.def("minibatch_discrimination_double_backward", minibatch<gmk_minibatch_discrimination_double_backward>);
+
+  m.def("random_bits", [](Address out, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
+    random<gmk_random_bits>(out, 0, 0, count, start, seed, offset);
+  });
+  m.def("random_uniform", [](Address out, int dtype, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
+    random<gmk_random_uniform>(out, 0, dtype, count, start, seed, offset);
+  });
+  m.def("random_normal", [](Address out, int dtype, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
+    random<gmk_random_normal>(out, 0, dtype, count, start, seed, offset);
+  });
+  m.def("random_bernoulli", random<gmk_random_bernoulli>);
+
+  m.def("isa", [] { return gmk::isa_name(gmk::isa()); });
+  m.def("isas", [] {
+    py::list usable;
+    for (auto isa : {gmk::Isa::baseline, gmk::Isa::avx2, gmk::Isa::avx512})
+      if (gmk::isa_usable(isa)) usable.append(gmk::isa_name(isa));
+    return usable;
+  });
+  m.def("pool", [] { return gmk::pool_name(); });
+}

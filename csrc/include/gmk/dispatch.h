@@ -1,0 +1,29 @@
+// The list of kernels, and the choice of instruction set. A new kernel is one line here and its struct in abi.h.
+#pragma once
+
+#include "gmk/abi.h"
+
+#define GMK_KERNELS(X)                                                  \
+  X(affine_coupling, gmk_affine_coupling_args)                          \
+  X(affine_coupling_backward, gmk_affine_coupling_args)                 \
+  X(affine_coupling_double_backward, gmk_affine_coupling_args)          \
+  X(planar_flow, gmk_planar_args)                                       \
+  X(planar_flow_backward, gmk_planar_args)                              \
+  X(planar_flow_double_backward, gmk_planar_args)                       \
+  X(minibatch_discrimination, gmk_minibatch_args)                       \
+  X(minibatch_discrimination_backward, gmk_minibatch_args)              \
+  X(minibatch_discrimination_double_backward, gmk_minibatch_args)       \
+  X(random_bits, gmk_random_args)                                       \
+  X(random_uniform, gmk_random_args)                                    \
+  X(random_normal, gmk_random_args)                                     \
+  X(random_bernoulli, gmk_random_args)
+
+namespace gmk {
+
+enum class Isa { baseline, avx2, avx512 };
+
+Isa isa();  // the best this machine and build have, or what GMKERNELS_ISA asks for
+const char* isa_name(Isa isa);
+bool isa_usable(Isa isa);
+
+}  // namespace gmk

@@ -1,0 +1,86 @@
+// Walks the samples of row-wise operators in blocks of 128 logical elements, whatever the strides and storage types.
+//
+// A block that lies side by side in memory in the compute type is used where it is; any other is copied into a small
+// buffer first. Kernels therefore see plain arrays, and the order of their sums depends on logical indices alone.
+#pragma once
+
+#include "gmk/convert.h"
+
+namespace gmk {
+namespace GMK_ISA {
+
+constexpr int kBlock = 128;
+constexpr int kPacks = kBlock / kLanes;
+
+template <class T> struct Input {
+  const gmk_rows rows;
+  const int64_t length;  // of the inner dimension
+  T buffer[kBlock];
+
+  Input(const gmk_rows& r, const gmk_sizes& sizes) : rows(r), length(sizes.inner) {}
+
+  // Elements i .. i + n of sample b.
+  const T* block(int64_t b, int64_t i, int n) {
+    int64_t o = i / length, k = i % length;
+    const int64_t start = b * rows.batch + o * rows.outer + k * rows.inner;
+    if (rows.inner == 1 && k + n <= length && rows.dtype == dtype_of<T>()) return static_cast<const T*>(rows.data) + start;
+    for (int done = 0; done < n; k = 0, ++o) {
+      const int64_t piece = std::min<int64_t>(n - done, length - k);
+      read(buffer + done, rows.data, rows.dtype, b * rows.batch + o * rows.outer + k * rows.inner, rows.inner, piece);
+      done += int(piece);
+    }
+    return buffer;
+  }
+};
+
+// A contiguous output: blocks are written in place, or from the buffer by commit().
+template <class T> struct Output {
+  void* data;
+  int32_t dtype;
+  T buffer[kBlock];
+
+  Output(void* p, int32_t type) : data(p), dtype(type) {}
+  T* block(int64_t i) { return dtype == dtype_of<T>() ? static_cast<T*>(data) + i : buffer; }
+  void commit(int64_t i, int n) {
+    if (dtype != dtype_of<T>()) write(data, dtype, i, buffer, n);
+  }
+};
+
+// Calls f(p, n) for each pack of a block of n elements: lanes 16 p .., of which n are real.
+template <class F> GMK_INLINE void each_pack(int n, const F& f) {
+  if (n == kBlock) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPacks; ++p) f(p, kLanes);
+  } else {
+    for (int p = 0; p * kLanes < n; ++p) f(p, std::min(kLanes, n - p * kLanes));
+  }
+}
+template <class T> GMK_INLINE pack<T> get(const T* block, int p, int n) {
+  return n == kLanes ? load(block + p * kLanes) : load_n(block + p * kLanes, n);
+}
+template <class T> GMK_INLINE void put(T* block, int p, int n, const pack<T>& a) {
+  if (n == kLanes) store(block + p * kLanes, a);
+  else store_n(block + p * kLanes, a, n);
+}
+
+// 128 running sums, one per position in a block, folded by halves at the end: the order is part of the definition, and
+// the Triton kernels follow it.
+template <class T> struct RowSum {
+  pack<T> lanes[kPacks];
+  RowSum() {
+    for (auto& lane : lanes) lane = pack<T>(T(0));
+  }
+  GMK_INLINE void add(int p, int n, const pack<T>& a) {
+    lanes[p] += n == kLanes ? a : select<T>(iota<typename native<T>::mask>() < n, a, T(0));
+  }
+  T total() const {
+    pack<T> s[kPacks];
+    for (int p = 0; p < kPacks; ++p) s[p] = lanes[p];
+    for (int half = kPacks / 2; half > 0; half /= 2)
+      for (int p = 0; p < half; ++p) s[p] += s[p + half];
+    return fold(s[0]);
+  }
+};
+
+}  // namespace GMK_ISA
+}  // namespace gmk
