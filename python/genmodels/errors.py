@@ -1,0 +1,32 @@
+"""Errors a user can act on: one sentence, saying what to do. The command line prints them without a traceback."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class GenmodelsError(Exception):
+    """Base of the errors that the command line prints as one line."""
+
+
+class DataError(GenmodelsError):
+    """A data set is missing or unreadable."""
+
+
+class CheckpointError(GenmodelsError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class MissingPackage(GenmodelsError, ImportError):
+    """An optional package is not installed."""
+
+
+def need(module: str, purpose: str, extra: str = "models") -> ModuleType:
+    """Import an optional module, or say which extra of this distribution brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
+            raise
+        raise MissingPackage(f"{purpose} needs {error.name}: pip install '.[{extra}]'") from None

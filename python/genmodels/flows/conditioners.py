@@ -1,0 +1,57 @@
+"""The networks that read one part of a sample and give the scale and shift of the other.
+
+Each ends in a layer of zeros, so that a new flow is the identity and deep stacks train from the first step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLP(nn.Module):
+    """(B, inputs) and an optional context (B, contexts) to (B, outputs), through ``depth`` hidden layers of SiLU."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: int, depth: int = 2, contexts: int = 0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = inputs + contexts
+        for _ in range(depth):
+            layers += [nn.Linear(width, hidden), nn.SiLU()]
+            width = hidden
+        self.net = nn.Sequential(*layers, _zeroed(nn.Linear(width, outputs)))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.net(x if context is None else torch.cat([x, context], 1))
+
+
+class ResNet(nn.Module):
+    """(B, C, H, W) to (B, outputs, H, W): a 3x3 convolution, residual blocks of two, a 3x3 convolution.
+
+    A context (B, contexts) enters as a bias of the first layer's channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, blocks: int = 2, contexts: int = 0) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, width, 3, padding=1)
+        self.context = nn.Linear(contexts, width, bias=False) if contexts else None
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)]) for _ in range(blocks)
+        )
+        self.last = _zeroed(nn.Conv2d(width, outputs, 3, padding=1))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        h = self.first(x)
+        if self.context is not None and context is not None:
+            h = h + self.context(context)[:, :, None, None]
+        for spatial, pointwise in self.blocks:  # type: ignore[misc]
+            h = h + pointwise(F.silu(spatial(F.silu(h))))
+        return self.last(F.silu(h))

@@ -1,0 +1,170 @@
+"""What every flow can do once it has an invertible transform: density, samples, codes, interpolation, bits/dim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import gmkernels as gmk
+import torch
+from torch import Tensor, nn
+
+from ..data import Batch
+from .transforms import Transform
+
+_LN_2PI = math.log(2 * math.pi)
+
+
+class Flow(nn.Module):
+    """A density built from a bijection to a standard normal.
+
+    :meth:`forward` and :meth:`inverse` are the bijection, with its log-determinant. With ``levels``, samples are images
+    of integers ``0 .. levels - 1``: they become reals in (0, 1) by adding uniform noise and dividing by ``levels``
+    (uniform dequantisation; Theis et al., "A note on the evaluation of generative models", 2016, section 3.1), and
+    their log-probability is the lower bound that this gives.
+
+    Args:
+        transform: a :class:`Transform` from (B, *shape) to (B, features).
+        shape: of one sample.
+        levels: number of integer levels, or None for real-valued samples.
+
+    Randomness: everything takes ``key`` (an int64 tensor from ``gmkernels.random.key``, or an int seed); without it a
+    key is drawn from the default torch generator.
+    """
+
+    def __init__(self, transform: Transform, shape: Sequence[int], levels: int | None = None) -> None:
+        super().__init__()
+        self.transform, self.shape, self.levels = transform, tuple(shape), levels
+        self.features = math.prod(shape)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _key(self, key: Tensor | int | None) -> Tensor:
+        if isinstance(key, int):
+            return gmk.random.key(seed=key, device=self.device)
+        return gmk.random.key(device=self.device) if key is None else key.to(self.device)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Real-valued ``x`` (B, *shape) to latents (B, features) and ``log |det dz/dx|`` (B,)."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"expected samples of shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        return self.transform(x, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents (B, features) to ``x`` (B, *shape) and ``log |det dx/dz|`` (B,)."""
+        if tuple(z.shape[1:]) != (self.features,):
+            raise ValueError(f"expected latents of shape (batch, {self.features}), got {tuple(z.shape)}")
+        return self.transform.inverse(z, context)
+
+    def dequantise(self, x: Tensor, key: Tensor | int | None = None) -> Tensor:
+        """Integers to reals in (0, 1): ``(x + u) / levels`` with ``u`` uniform."""
+        if self.levels is None:
+            raise TypeError(f"this flow takes real-valued samples, got {x.dtype}; give it levels= for integers")
+        u = gmk.random.uniform(self._key(key), x.shape, dtype=torch.promote_types(self.dtype, torch.float32))
+        return (x + u) / self.levels
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """Reals to the integers whose bins they lie in (uint8 up to 256 levels)."""
+        assert self.levels is not None
+        whole = (x * self.levels).floor().clamp(0, self.levels - 1)
+        return whole.to(torch.uint8 if self.levels <= 256 else torch.int64)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, key: Tensor | int | None = None) -> Tensor:
+        """Log-density in nats (B,) of real-valued samples; of integers, a lower bound of the log-probability.
+
+        The bound is unbiased for ``E_u log p((x + u) / levels) - features log(levels)``, with one draw of ``u``.
+        """
+        if x.is_floating_point():
+            z, logdet = self(x, context)
+            return self._prior(z) + logdet
+        z, logdet = self(self.dequantise(x, key), context)
+        return self._prior(z) + logdet - self.features * math.log(self.levels or 1)
+
+    def _prior(self, z: Tensor) -> Tensor:
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        return -0.5 * (wide.square() + _LN_2PI).sum(1)
+
+    def rsample_and_log_prob(
+        self, sample_shape: int | Sequence[int] = (), context: Tensor | None = None, *, key: Tensor | int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Real-valued samples (*sample_shape, *shape), differentiable in the parameters, and their log-density.
+
+        One pass: the log-determinant comes with the sample. ``context`` has one row for each sample.
+        """
+        lead = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        z = gmk.random.normal(self._key(key), (math.prod(lead), self.features), dtype=self.dtype)
+        x, logdet = self.inverse(z, context)
+        return x.reshape(*lead, *self.shape), (self._prior(z) - logdet).reshape(lead)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        sample_shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        key: Tensor | int | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Samples (*sample_shape, *shape): integers if the flow has levels, else reals.
+
+        ``temperature`` scales the latent's deviation: below 1 the samples are likelier and less varied.
+        """
+        lead = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        z = gmk.random.normal(self._key(key), (math.prod(lead), self.features), dtype=self.dtype)
+        return self.decode(temperature * z, context).reshape(*lead, *self.shape)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, context: Tensor | None = None, *, key: Tensor | int | None = None) -> Tensor:
+        """Latents (B, features) of samples, real-valued or integer."""
+        return self(x if x.is_floating_point() else self.dequantise(x, key), context)[0]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Samples (B, *shape) of latents: integers if the flow has levels."""
+        x = self.inverse(z, context)[0]
+        return x if self.levels is None else self.quantise(x)
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self, x: Tensor, context: Tensor | None = None, *, key: Tensor | int | None = None, draws: int = 1
+    ) -> Tensor:
+        """``-log2 P(x) / features`` (B,) of integer samples: an upper bound, in bits per integer.
+
+        With several ``draws`` of the noise the bound is tighter: ``log mean_k exp(log p_k)``, the importance-weighted
+        bound of Burda et al. 2016, section 3. For real-valued samples, bits per dimension of the density.
+        """
+        seeds = self._key(key)
+        each = [
+            self.log_prob(x, context, key=seeds + torch.tensor([0, k], device=seeds.device)) for k in range(draws)
+        ]
+        return -(torch.stack(each).logsumexp(0) - math.log(draws)) / (self.features * math.log(2))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """``loss``: mean bits/dim of integer samples, mean negative log-density in nats of real-valued ones."""
+        nats = -self.log_prob(batch.x).mean()
+        return {"loss": nats if self.levels is None else nats / (self.features * math.log(2))}
+
+    def interpolate(self, corners: Tensor, steps: int = 8, *, key: Tensor | int | None = None) -> Tensor:
+        """A grid of samples (steps, steps, *shape) between four: see :func:`four_corners`."""
+        if tuple(corners.shape) != (4, *self.shape):
+            raise ValueError(f"corners must have shape {(4, *self.shape)}, got {tuple(corners.shape)}")
+        z = four_corners(self.encode(corners, key=key), steps)
+        return self.decode(z.flatten(0, 1)).unflatten(0, (steps, steps))
+
+
+def four_corners(z: Tensor, steps: int) -> Tensor:
+    """``z = cos a (cos b z0 + sin b z1) + sin a (cos b z2 + sin b z3)`` on a grid (steps, steps, features).
+
+    Rows are ``a``, columns ``b``, both evenly from 0 to pi/2 (Dinh et al. 2017, equation 19). ``z``: (4, features).
+    The squares of the four weights add up to one, so that normal latents stay normal.
+    """
+    angle = torch.linspace(0, math.pi / 2, steps, dtype=z.dtype, device=z.device)
+    a, b = angle[:, None, None], angle[None, :, None]
+    z0, z1, z2, z3 = z
+    return a.cos() * (b.cos() * z0 + b.sin() * z1) + a.sin() * (b.cos() * z2 + b.sin() * z3)

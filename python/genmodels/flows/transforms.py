@@ -1,0 +1,158 @@
+"""The steps of a flow. Each maps ``x`` to ``(z, logabsdet)`` with ``logabsdet`` (batch,), and back by ``inverse``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import gmkernels as gmk
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Transform(nn.Module):
+    """A bijection of samples: ``forward(x, context) -> (z, logabsdet)``; ``inverse`` undoes it, with its own logabsdet."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+def no_change(x: Tensor) -> Tensor:
+    """The log-determinant of a step that keeps volume."""
+    return x.new_zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+class Chain(Transform):
+    """Steps one after another; their log-determinants add up."""
+
+    def __init__(self, steps: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = no_change(x)
+        for step in self.steps:
+            x, logdet = step(x, context)
+            total = total + logdet
+        return x, total
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        total = no_change(z)
+        for step in reversed(self.steps):
+            z, logdet = step.inverse(z, context)  # type: ignore[operator]
+            total = total + logdet
+        return z, total
+
+
+class Logit(Transform):
+    """``y = logit(alpha + (1 - 2 alpha) x)`` from (0, 1) to the line (Dinh et al. 2017, section 4.1).
+
+    ``log |dy/dx| = log(1 - 2 alpha) - log p - log(1 - p)`` with ``p = alpha + (1 - 2 alpha) x``, summed over a sample.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        if not 0 < alpha < 0.5:
+            raise ValueError(f"Logit: alpha must be between 0 and 0.5, got {alpha!r}")
+        self.alpha = alpha
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        p = self.alpha + (1 - 2 * self.alpha) * x
+        log_p, log_q = p.log(), (-p).log1p()
+        return log_p - log_q, (math.log(1 - 2 * self.alpha) - log_p - log_q).flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        slope = F.logsigmoid(z) + F.logsigmoid(-z) - math.log(1 - 2 * self.alpha)
+        return (z.sigmoid() - self.alpha) / (1 - 2 * self.alpha), slope.flatten(1).sum(1)
+
+
+class Standardise(Transform):
+    """``z = x * exp(log_scale) + shift`` with a learned scale and shift of each element of a sample.
+
+    :meth:`initialise` sets both from data so that every element starts with mean 0 and deviation 1 (as the activation
+    normalisation of Kingma and Dhariwal, "Glow", 2018, section 3.1, but for each element).
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(*shape))
+        self.shift = nn.Parameter(torch.zeros(*shape))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        deviation, mean = torch.std_mean(x, dim=0)
+        self.log_scale.copy_(-deviation.clamp(min=1e-6).log())
+        self.shift.copy_(-mean * self.log_scale.exp())
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return gmk.affine_coupling(x, self.log_scale, self.shift)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return gmk.affine_coupling(z, self.log_scale, self.shift, inverse=True)
+
+
+class Permute(Transform):
+    """A fixed permutation of the features, drawn under a seed, kept with the weights."""
+
+    def __init__(self, features: int, seed: int) -> None:
+        super().__init__()
+        order = gmk.random.bits(gmk.random.key(seed=seed), features).argsort(stable=True)
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x[:, self.order], no_change(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z[:, self.back], no_change(z)
+
+
+class Squeeze(Transform):
+    """Space to depth: (B, C, H, W) to (B, 4 C, H / 2, W / 2) (Dinh et al. 2017, section 3.6)."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return F.pixel_unshuffle(x, 2), no_change(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return F.pixel_shuffle(z, 2), no_change(z)
+
+
+class Flatten(Transform):
+    """(B, *shape) to (B, features)."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x.flatten(1), no_change(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z.unflatten(1, self.shape), no_change(z)
+
+
+class FactorOut(Transform):
+    """Half of the channels become latents as they are; ``inner`` goes on with the rest (Dinh et al. 2017, section 3.6).
+
+    From ``shape`` (C, H, W) to a flat vector: first the kept half, then the result of ``inner``, itself flat.
+    """
+
+    def __init__(self, shape: Sequence[int], inner: Transform) -> None:
+        super().__init__()
+        channels, *size = shape
+        self.half = (channels // 2, *size)
+        self.inner = inner
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept, rest = x.tensor_split([self.half[0]], 1)
+        z, logdet = self.inner(rest, context)
+        return torch.cat([kept.flatten(1), z], 1), logdet
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept, inner = z.tensor_split([math.prod(self.half)], 1)
+        rest, logdet = self.inner.inverse(inner, context)
+        return torch.cat([kept.unflatten(1, self.half), rest], 1), logdet
