@@ -30,14 +30,16 @@ _PLAIN = (Tensor, Parameter)
 # The only place that reaches below PyTorch's public surface; each line has a test in tests/ops/test_doors.py.
 _functorch_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_forward_ad = torch.autograd.forward_ad
+_unpack_dual = torch._VF._unpack_dual
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
 
 
 def transforming() -> bool:
-    """True inside a ``torch.func`` transform (vmap, grad, jvp, ...)."""
-    return not _compiling() and _functorch_active()
+    """True inside a ``torch.func`` transform (vmap, grad, jvp, ...) or a level of forward-mode AD."""
+    return not _compiling() and (_functorch_active() or _forward_ad._current_level >= 0)
 
 
 class _Node(torch.autograd.Function):
@@ -128,6 +130,9 @@ class Operator:
             return self.handle(*args)
 
     def _autograd(self, *args: Any) -> Any:
+        if any(t is not None and _unpack_dual(t, level=0)[1] is not None for t in args[: self.tensors]):
+            # Below, the tangent would be dropped without a word.
+            raise NotImplementedError(f"{self.name} has no forward-mode derivative; use backend='reference'")
         if _grad_enabled() and any(t is not None and t.requires_grad for t in args[: self.tensors]):
             return _Node.apply(self, self._below, *args)
         return self._below(*args)

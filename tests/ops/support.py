@@ -1,0 +1,92 @@
+"""Which rows run on which backends, and the comparisons that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gmkernels.core import backends
+from gmkernels.testing import Case, OperatorRow, rows
+from gmkernels.testing.budget import error
+from gmkernels.testing.evaluate import Results, mode_of
+
+ROWS = list(rows().values())
+INTERPRETER = backends.interpreting()
+
+# Largest error in float64, in halves of an ULP at the median magnitude. Both sides round in float64, so this measures
+# a kernel and the reference together: a factor of a few thousand would still be 12 digits.
+TIGHT = {"forward": 200.0, "backward": 500.0, "double": 1000.0}
+
+
+def available(row: OperatorRow) -> list[str]:
+    return [name for name in row.backends if backends.unavailable(name) is None]
+
+
+def device(backend: str) -> str:
+    on_gpu = backend == "cuda" or backend == "triton" and not INTERPRETER
+    return "cuda" if on_gpu else "cpu"
+
+
+def runs(backend: str, dtype: torch.dtype) -> bool:
+    """Whether a backend takes a dtype here. Triton has no float64, and its interpreter computes bfloat16 wrongly."""
+    if backend != "triton":
+        return True
+    return dtype in (torch.float32, torch.float16) or dtype == torch.bfloat16 and not INTERPRETER
+
+
+def params(
+    keep: Callable[[OperatorRow], object] = lambda row: True,
+    dtypes: Iterable[torch.dtype] | None = None,
+    reference: bool = True,
+    one_of_each: bool = False,
+):
+    """Parametrise over (row, backend), or (row, backend, dtype) if ``dtypes`` are given."""
+    found, seen = [], set()
+    for row in ROWS:
+        if not keep(row) or one_of_each and row.operator in seen:
+            continue
+        seen.add(row.operator)
+        for backend in available(row):
+            if backend == "reference" and not reference:
+                continue
+            marks = [pytest.mark.triton] if backend == "triton" else []
+            if dtypes is None:
+                found.append(pytest.param(row, backend, marks=marks, id=f"{row.name}-{backend}"))
+                continue
+            for dtype in dtypes:
+                if dtype in row.dtypes and runs(backend, dtype):
+                    name = f"{row.name}-{backend}-{str(dtype).removeprefix('torch.')}"
+                    found.append(pytest.param(row, backend, dtype, marks=marks, id=name))
+    return pytest.mark.parametrize("row,backend" if dtypes is None else "row,backend,dtype", found)
+
+
+def sizes(row: OperatorRow, backend: str) -> tuple[tuple[int, ...], ...]:
+    """The sizes of a row; the interpreter is slow and gets the smaller half of them."""
+    if not INTERPRETER or backend != "triton":
+        return row.sizes
+    return tuple(s for s in row.sizes if _count(s) <= 600)
+
+
+def _count(s: tuple[int, ...]) -> int:
+    total = 1
+    for n in s:
+        total *= n
+    return total
+
+
+def close(result: Results, exact: Results, limits: dict[str, float] = TIGHT) -> list[str]:
+    """The results whose error is over the limit of their mode, in halves of an ULP of their dtype."""
+    assert set(result) == set(exact)
+    found = {name: error(result[name], exact[name]) for name in result}
+    return [f"{name}: error {e:.3g} > {limits[mode_of(name)]}" for name, e in found.items() if not e <= limits[mode_of(name)]]
+
+
+def on(backend: str, case: Case) -> Case:
+    return case.to(device(backend))
+
+
+def cpu(results: Results) -> dict[str, Tensor]:
+    return {name: t.cpu() for name, t in results.items()}
