@@ -37,7 +37,7 @@ GMK_INLINE f32 power_of_two(const i32& n) { return bits<float>((n + 127) << 23);
 GMK_INLINE f32 scale(f32 p, const f32& t) {
 #if defined(__AVX512F__)
   const f32 n = t - kRound;
-  for (int i = 0; i < p.count; ++i) p.v[i] = _mm512_scalef_ps(p.v[i], n.v[i]);
+  for (int i = 0; i < p.count; ++i) p.v[i] = _mm512_maskz_scalef_ps(0xFFFF, p.v[i], n.v[i]);
   return p;
 #else
   // Two factors, because 2^n itself may be out of range; the first product is exact.
@@ -53,26 +53,26 @@ GMK_INLINE void exp_reduce(const f32& x, f32& t, f32& r) {
   r = fma(n, f32(-kLn2Low), fma(n, f32(-kLn2High), x));
 }
 
-// exp(r) - 1
-GMK_INLINE f32 expm1_reduced(const f32& r) {
+// (exp(r) - 1 - r) / r^2
+GMK_INLINE f32 exp_tail(const f32& r) {
   f32 q = fma(r, 0.00137453259f, 0.00836894661f);
   q = fma(q, r, 0.0416696481f);
   q = fma(q, r, 0.166665182f);
-  q = fma(q, r, 0.499999881f);
-  return fma(r * r, q, r);
+  return fma(q, r, 0.499999881f);
 }
+GMK_INLINE f32 exp_reduced(const f32& r) { return fma(fma(exp_tail(r), r, 1.0f), r, 1.0f); }
 
 GMK_INLINE f32 exp(const f32& x) {
   f32 t, r;
   exp_reduce(min(f32(89.0f), max(f32(-104.0f), x)), t, r);
-  return scale(expm1_reduced(r) + 1.0f, t);
+  return scale(exp_reduced(r), t);
 }
 
 // exp(x) as an unevaluated sum, x <= 0.
 GMK_INLINE void exp_pair(const f32& x, f32& high, f32& low) {
   f32 t, r;
   exp_reduce(max(f32(-104.0f), x), t, r);
-  const f32 e = expm1_reduced(r), p = e + 1.0f;
+  const f32 e = fma(r * r, exp_tail(r), r), p = e + 1.0f;
   high = scale(p, t);
   low = scale(e - (p - 1.0f), t);
 }
@@ -168,7 +168,7 @@ GMK_INLINE f32 tanh(const f32& x) {
   const f32 small = fma(a * y, p, a);
   f32 t, r;  // 1 - 2 / (exp(2 |x|) + 1), which is 1 from |x| = 10 on
   exp_reduce(min(f32(20.0f), a + a), t, r);
-  const f32 e = (expm1_reduced(r) + 1.0f) * power_of_two(bits<int32_t>(t) - kRoundBits);
+  const f32 e = exp_reduced(r) * power_of_two(bits<int32_t>(t) - kRoundBits);
   const f32 large = f32(1.0f) - f32(2.0f) / (e + 1.0f);
   return copysign(select<float>(a < 0.9f, small, large), x);
 }
@@ -191,7 +191,7 @@ GMK_INLINE f32 atan(const f32& x) {
 
 // ---- random numbers --------------------------------------------------------------------------------------------------
 
-// sin(2 pi u) and cos(2 pi u), |u| < 2^20; relative error kept where u < 2^-3 only, as angles of [0, 1) need
+// sin(2 pi u) and cos(2 pi u) for |u| < 2^20
 GMK_INLINE void sincos2pi(const f32& u, f32& sine, f32& cosine) {
   const f32 t = fma(u, 4.0f, kRound);
   const f32 r = fma(t - kRound, -0.25f, u), y = r * r;  // exact: the nearest quarter turn taken off
