@@ -7,6 +7,9 @@ Every number is float32 from the moment it is loaded to the moment it is stored.
 
 from __future__ import annotations
 
+from itertools import chain
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -67,10 +70,8 @@ def _scale(s, c, MAP: tl.constexpr, PLAIN: tl.constexpr, INVERSE: tl.constexpr):
 
 @triton.jit
 def _curvature(s, slope, c, MAP: tl.constexpr):
-    """The second derivative of the log-scale."""
-    if MAP == "exp":
-        second = tl.zeros_like(s)
-    elif MAP == "tanh":
+    """The second derivative of the log-scale, of every map but exp, which has none."""
+    if MAP == "tanh":
         second = -2.0 * tanh(s) * slope
     elif MAP == "atan":
         second = tl.div_rn(-2.0 * s * slope, tl.fma(s, s, 1.0))
@@ -119,12 +120,9 @@ def _read(data, offsets, keep):
 
 
 @triton.jit
-def _passing(mask, col, inside, MASKED: tl.constexpr):
+def _passing(mask, col, inside):
     """The columns that pass through unchanged."""
-    if MASKED:
-        return (tl.load(mask + col, mask=inside, other=0) != 0)[None, :]
-    else:
-        return tl.zeros_like(inside)[None, :]
+    return (tl.load(mask + col, mask=inside, other=0) != 0)[None, :]
 
 
 @triton.jit
@@ -140,7 +138,6 @@ def _affine_coupling_kernel(
     for block in tl.range(0, tl.cdiv(length, COLS), num_stages=STAGES):
         col, inside, outer, place = _columns(block, length, inner, COLS, FLAT, WIDE)
         keep = (row < batch)[:, None] & inside[None, :]
-        passing = _passing(mask, col, inside, MASKED)
         x_ = _read(x, _offsets(row, outer, place, x_b, x_o, x_i, FLAT), keep)
         s_ = _read(s, _offsets(row, outer, place, s_b, s_o, s_i, FLAT), keep)
         t_ = _read(t, _offsets(row, outer, place, t_b, t_o, t_i, FLAT), keep)
@@ -148,8 +145,10 @@ def _affine_coupling_kernel(
         y_ = (x_ - t_) * factor if INVERSE else tl.fma(x_, factor, t_)
         a = -a if INVERSE else a
         if MASKED:
+            passing = _passing(mask, col, inside)
             y_ = tl.where(passing, x_, y_)
-        total += tl.where(keep & (passing == 0), a, 0.0)
+            a = tl.where(passing, 0.0, a)
+        total += tl.where(keep, a, 0.0)
         tl.store(y + (row * length)[:, None] + col[None, :], y_, mask=keep)
     tl.store(logdet + row, fold_lanes(total), mask=row < batch)
 
@@ -176,7 +175,7 @@ def _affine_coupling_backward_kernel(
     dx = g_ * factor
     ds = tl.fma(g_ * d, factor, l_) * (-slope if INVERSE else slope)
     if MASKED:
-        passing = _passing(mask, col, inside, MASKED)
+        passing = _passing(mask, col, inside)
         dx = tl.where(passing, g_, dx)
         ds = tl.where(passing, 0.0, ds)
     out = (row * length)[:, None] + col[None, :]
@@ -206,17 +205,18 @@ def _affine_coupling_double_backward_kernel(
         if INVERSE:
             d -= _read(t, _offsets(row, outer, place, t_b, t_o, t_i, FLAT), keep)
         a, slope, factor = _scale(s_, c, MAP, PLAIN, INVERSE)
-        second = _curvature(s_, slope, c, MAP)
-        if INVERSE:
-            slope, second = -slope, -second
+        slope = -slope if INVERSE else slope
         # The function differentiated is v g m + w (g d m + l) a', with m the factor, m' = a' m and a, a', a'' signed.
         gm = g_ * factor
         dg = factor * tl.fma(w_ * slope, d, v_)
         dl = w_ * slope
         dx = gm * dl
-        ds = tl.fma(gm * slope, tl.fma(dl, d, v_), w_ * second * tl.fma(gm, d, l_))
+        ds = gm * slope * tl.fma(dl, d, v_)
+        if MAP != "exp":
+            second = _curvature(s_, -slope if INVERSE else slope, c, MAP)
+            ds = tl.fma(w_ * (-second if INVERSE else second), tl.fma(gm, d, l_), ds)
         if MASKED:
-            passing = _passing(mask, col, inside, MASKED)
+            passing = _passing(mask, col, inside)
             dg = tl.where(passing, v_, dg)
             dl = tl.where(passing, 0.0, dl)
             dx = tl.where(passing, 0.0, dx)
@@ -227,3 +227,98 @@ def _affine_coupling_double_backward_kernel(
         tl.store(grad_x + out, dx, mask=keep)
         tl.store(grad_s + out, ds, mask=keep)
     tl.store(grad_l + row, fold_lanes(total), mask=row < batch)
+
+
+# Columns of a block: (samples of a program, warps, stages of the software pipeline). Blocks of up to 64 columns hold
+# whole samples, so there is nothing to pipeline.
+_SHORT = {cols: (512 // cols, 4, 1) for cols in (1, 2, 4, 8, 16, 32, 64)}
+_TILES = {80: {**_SHORT, 128: (4, 4, 3)}, 90: {**_SHORT, 128: (4, 4, 4)}}
+# Up to this many samples, one each: there are too few to keep every multiprocessor busy.
+_FEW, _FEW_TILES = 512, {80: (1, 4, 3), 90: (1, 4, 4)}
+# Backward has no sums, so any block will do. Columns: (samples, warps).
+_FLAT_TILES = {cols: (1024 // cols, 4) for cols in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)}
+
+
+def _tile(x: Tensor, batch: int, length: int) -> dict[str, int]:
+    cols = min(128, power_of_two(length))
+    table = _TILES[architecture(x)]
+    count, warps, stages = _FEW_TILES[architecture(x)] if cols == 128 and batch <= _FEW else table[cols]
+    return {"ROWS": count, "COLS": cols, "STAGES": stages, "warps": warps, "stages": stages}
+
+
+def _constants(mask: Tensor | None, sizes: tuple[int, int, int], scale_map: str, clamp: float, inverse: bool) -> dict[str, object]:
+    return {
+        "MAP": scale_map,
+        "PLAIN": clamp == 0,
+        "INVERSE": inverse,
+        "MASKED": mask is not None,
+        "FLAT": sizes[1] == 1,
+        "WIDE": sizes[1] * sizes[2] > INT32_SAFE,
+    }
+
+
+def _parameter(scale_map: str, clamp: float) -> float:
+    """The number a map works with, rounded once from double."""
+    return single(0.636 * clamp if scale_map == "atan" else 1.0 / clamp if scale_map == "soft_clip" else clamp)
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.view(torch.uint8)
+
+
+def affine_coupling(
+    x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None, scale_map: str, clamp: float, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    y, logdet = x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.float32)
+    if x.numel() == 0:
+        return y, logdet.zero_()
+    sizes, strides, operands = rows(x, log_scale, shift)
+    batch, length = sizes[0], sizes[1] * sizes[2]
+    tile = _tile(x, batch, length)
+    launch(
+        _affine_coupling_kernel, ceil_div(batch, tile["ROWS"]),
+        *operands, _bytes(mask), y, logdet, *chain(*strides), batch, length, sizes[2], _parameter(scale_map, clamp),
+        **_constants(mask, sizes, scale_map, clamp, inverse), **tile,
+    )  # fmt: skip
+    return y, logdet
+
+
+def affine_coupling_backward(
+    grad_y: Tensor, grad_logdet: Tensor, x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None,
+    scale_map: str, clamp: float, inverse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grad_x, grad_s = x.new_empty(x.shape), log_scale.new_empty(x.shape)
+    if x.numel() == 0:
+        return grad_x, grad_s
+    sizes, strides, (g, *operands) = rows(grad_y, x, log_scale, shift)
+    batch, length = sizes[0], sizes[1] * sizes[2]
+    cols = min(1024, power_of_two(length))
+    count, warps = _FLAT_TILES[cols]
+    blocks = ceil_div(length, cols)
+    launch(
+        _affine_coupling_backward_kernel, ceil_div(batch, count) * blocks,
+        g, grad_logdet, *operands, _bytes(mask), grad_x, grad_s, *chain(*strides), grad_logdet.stride(0),
+        batch, length, sizes[2], blocks, _parameter(scale_map, clamp),
+        **_constants(mask, sizes, scale_map, clamp, inverse), ROWS=count, COLS=cols, warps=warps,
+    )  # fmt: skip
+    return grad_x, grad_s
+
+
+def affine_coupling_double_backward(
+    grad_grad_x: Tensor, grad_grad_s: Tensor, grad_y: Tensor, grad_logdet: Tensor,
+    x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None, scale_map: str, clamp: float, inverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    out_g, out_x, out_s = x.new_empty(x.shape), x.new_empty(x.shape), log_scale.new_empty(x.shape)
+    out_l = x.new_empty(x.shape[0], dtype=torch.float32)
+    if x.numel() == 0:
+        return out_g, out_l.zero_(), out_x, out_s
+    sizes, strides, (v, w, g, *operands) = rows(grad_grad_x, grad_grad_s, grad_y, x, log_scale, shift)
+    batch, length = sizes[0], sizes[1] * sizes[2]
+    tile = _tile(x, batch, length)
+    launch(
+        _affine_coupling_double_backward_kernel, ceil_div(batch, tile["ROWS"]),
+        v, w, g, grad_logdet, *operands, _bytes(mask), out_g, out_l, out_x, out_s, *chain(*strides),
+        grad_logdet.stride(0), batch, length, sizes[2], _parameter(scale_map, clamp),
+        **_constants(mask, sizes, scale_map, clamp, inverse), **tile,
+    )  # fmt: skip
+    return out_g, out_l, out_x, out_s
