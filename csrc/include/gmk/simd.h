@@ -161,6 +161,21 @@ template <class T> GMK_INLINE pack<T> fma(const pack<T>& a, const pack<T>& b, T 
 template <class T> GMK_INLINE pack<T> fma(const pack<T>& a, T b, const pack<T>& c) { return fma(a, pack<T>(b), c); }
 template <class T> GMK_INLINE pack<T> fma(const pack<T>& a, T b, T c) { return fma(a, pack<T>(b), pack<T>(c)); }
 
+// The 64-bit product of each lane's low 32 bits with m: one instruction on x86, where a full 64-bit product is several.
+GMK_INLINE uint64_t mul32(uint64_t a, uint32_t m) { return uint64_t(uint32_t(a)) * m; }
+GMK_INLINE pack<uint64_t> mul32(pack<uint64_t> a, uint32_t m) {
+  for (int i = 0; i < a.count; ++i) {
+#if defined(__AVX512F__)
+    a.v[i] = (pack<uint64_t>::vector)_mm512_maskz_mul_epu32(0xFF, (__m512i)a.v[i], _mm512_set1_epi64(m));
+#elif defined(__AVX2__)
+    a.v[i] = (pack<uint64_t>::vector)_mm256_mul_epu32((__m256i)a.v[i], _mm256_set1_epi64x(m));
+#else
+    a.v[i] = (a.v[i] & 0xFFFFFFFFu) * uint64_t(m);
+#endif
+  }
+  return a;
+}
+
 template <class T> GMK_INLINE pack<T> sqrt(pack<T> a) {
   for (int i = 0; i < a.count; ++i)
     for (int l = 0; l < native<T>::width; ++l) a.v[i][l] = std::sqrt(T(a.v[i][l]));
