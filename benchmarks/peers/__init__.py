@@ -1,0 +1,1 @@
+"""How other libraries are called: always by the part of them that does what our operator does, parameters given."""
