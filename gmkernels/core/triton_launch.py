@@ -26,8 +26,16 @@ def launch(kernel: Any, programs: int, *args: Any, warps: int, stages: int = 1, 
     """
     if programs == 0:
         return
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
     with _on(args[0].device):
-        kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
+        start(kernel, programs, args, constants, options)
+
+
+def start(
+    kernel: Any, programs: int, args: tuple[Any, ...], constants: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Compiles and runs; ``tools/triton_resources.py`` compiles only, by taking its place."""
+    kernel[(programs,)](*args, **constants, **options)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -36,12 +44,12 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 def architecture(tensor: Tensor) -> int:
     """The table of tiles to use: 90 from Hopper on (and in the interpreter), else 80."""
-    return 90 if tensor.device.type != "cuda" else _architecture(tensor.device.index)
+    return architecture_of(tensor.device)
 
 
 @functools.cache
-def _architecture(index: int) -> int:
-    return 90 if torch.cuda.get_device_capability(index)[0] >= 9 else 80
+def architecture_of(device: torch.device) -> int:
+    return 80 if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 9 else 90
 
 
 def single(value: float) -> float:

@@ -129,10 +129,11 @@ def _minibatch_gradient_kernel(
             added = added + (sums[k] + tl.sum(weight * _sign(d), axis=0),)
         sums = added
     rows = i.to(tl.int64) * kernels + b
+    start = tl.zeros([1], tl.int32) + chunk * WIDTH
     if DOUBLE:
-        tl.store(out + rows, total, mask=(i < batch) & (chunk == 0))
+        tl.store(out + rows, total, mask=(i < batch) & (start == 0))
     for k in tl.static_range(WIDTH):
-        c = chunk * WIDTH + k
+        c = start + k
         tl.store(out_m + rows * dim + c, sums[k], mask=(i < batch) & (c < dim))
 
 

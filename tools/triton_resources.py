@@ -1,0 +1,236 @@
+"""Compile every Triton kernel ahead of time, without a GPU, and print the registers, spills and shared memory of each.
+
+    python tools/triton_resources.py [--quick] [--only WORD] [--jobs N] [--json FILE]
+
+The launchers run on tensors without data, so that what is compiled is what they would launch: same tiles, same
+specialisation of the arguments. Fails if a kernel spills or asks for more shared memory than the device has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # a process either interprets or compiles
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gmkernels.core import triton_launch
+from gmkernels.core.triton_launch import INT32_SAFE
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+_TYPES = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64",
+    torch.int32: "*i32", torch.uint8: "*u8",
+}  # fmt: skip
+
+
+@dataclass
+class Launch:
+    """One launch as the JIT would see it."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    aligned: list[int]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def record(kernel: Any, programs: int, args: tuple[Any, ...], constants: dict[str, Any], options: dict[str, Any]) -> Launch:
+    """What the JIT makes of the arguments: the types, the constants, and which are divisible by 16."""
+    names, types, fixed, aligned = kernel.arg_names, {}, dict(constants), []
+    for n, (name, value) in enumerate(zip(names, args, strict=False)):
+        if isinstance(value, torch.Tensor):
+            types[name] = _TYPES[value.dtype]
+            if value.storage_offset() * value.element_size() % 16 == 0:
+                aligned.append(n)
+        elif value is None or type(value) is int and value == 1:
+            types[name], fixed[name] = "constexpr", value
+        elif type(value) is int:
+            types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned.append(n)
+        else:
+            types[name] = "fp32"
+    types.update(dict.fromkeys(constants, "constexpr"))
+    return Launch(kernel, {name: types[name] for name in names}, fixed, aligned, options)
+
+
+def launches(call: Callable[[], Any], arch: int) -> list[Launch]:
+    """The launches that a call of a launcher makes on a device of this architecture."""
+    found: list[Launch] = []
+    before = triton_launch.start, triton_launch.architecture_of
+    triton_launch.start = lambda *args: found.append(record(*args))
+    triton_launch.architecture_of = lambda device: arch
+    try:
+        call()
+    finally:
+        triton_launch.start, triton_launch.architecture_of = before
+    return found
+
+
+def resources(launch: Launch, arch: int) -> dict[str, int]:
+    source = ASTSource(
+        launch.kernel, launch.signature, launch.constants, {(n,): [["tt.divisibility", 16]] for n in launch.aligned}
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True).stdout
+    used = {key: int(n) for key, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return {
+        "registers": used["REG"],
+        "spilled": used["STACK"] + used["LOCAL"],
+        "shared": compiled.metadata.shared,
+    }
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+Case = tuple[str, Callable[[], Any]]
+
+
+def _affine_calls(name: str, x: torch.Tensor, s: torch.Tensor, *constants: Any) -> Iterator[Case]:
+    from gmkernels.ops.coupling import triton as family
+
+    logdet = _empty(x.shape[0])
+    yield f"{name} forward", lambda: family.affine_coupling(x, s, s, *constants)
+    yield f"{name} backward", lambda: family.affine_coupling_backward(x, logdet, x, s, s, *constants)
+    yield f"{name} double", lambda: family.affine_coupling_double_backward(x, s, x, logdet, x, s, s, *constants)
+
+
+def affine() -> Iterator[Case]:
+    """Every tile with the plainest map, then every map, direction, mask, dtype and layout with the widest tile."""
+    for columns, batch in itertools.product((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), (64, 4096)):
+        yield from _affine_calls(f"tile {batch}x{columns}", *[_empty(batch, columns)] * 2, None, "exp", 2.0, False)
+    x = _empty(4096, 1024)
+    for scale_map, inverse in itertools.product(
+        ("exp", "tanh", "atan", "sigmoid", "reciprocal_sigmoid", "softplus", "soft_clip"), (False, True)
+    ):
+        yield from _affine_calls(f"{scale_map} inverse={inverse}", x, x, None, scale_map, 1.0, inverse)
+    for scale_map in ("sigmoid", "reciprocal_sigmoid"):
+        yield from _affine_calls(f"{scale_map} clamp=0", x, x, None, scale_map, 0.0, False)
+    yield from _affine_calls("mask", x, x, _empty(1024, dtype=torch.bool), "tanh", 2.0, True)
+    for dtype in (torch.float16, torch.bfloat16):
+        half = _empty(4096, 1024, dtype=dtype)
+        yield from _affine_calls(f"{dtype}", half, half, None, "tanh", 2.0, True)
+        yield from _affine_calls(f"float32 by {dtype}", x, half, None, "tanh", 2.0, False)
+    image = _empty(256, 12, 16, 16)
+    yield from _affine_calls("interleaved", image[:, :6], image[:, 0::2], None, "tanh", 2.0, False)
+    huge = _empty(2, INT32_SAFE // 2 + 1, 4)
+    yield from _affine_calls("wide", huge[:, :, :2], huge[:, :, 1:3], None, "tanh", 2.0, False)
+
+
+def planar() -> Iterator[Case]:
+    from gmkernels.ops.coupling import planar_triton as family
+
+    def calls(batch: int, dim: int, dtype: torch.dtype = torch.float32) -> Iterator[Case]:
+        z, u, b, logdet = (_empty(*shape, dtype=dtype) for shape in ((batch, dim), (32, dim), (32,), (batch,)))
+        logdet = logdet.float()
+        name = f"{batch}x{dim} {dtype}"
+        yield f"{name} forward", lambda: family.planar_flow(z, u, u, b)
+        yield f"{name} backward", lambda: family.planar_flow_backward(z, logdet, z, u, u, b)
+        yield f"{name} double", lambda: family.planar_flow_double_backward(z, u, u, b, z, logdet, z, u, u, b)
+
+    for exponent in range(13):
+        yield from calls(4096, 2**exponent)
+    yield from calls(4099, 63, torch.bfloat16)
+    yield from calls(4099, 63, torch.float16)
+
+
+def minibatch() -> Iterator[Case]:
+    from gmkernels.ops.minibatch import triton as family
+
+    def calls(batch: int, kernels: int, dim: int, dtype: torch.dtype = torch.float32) -> Iterator[Case]:
+        m, o = _empty(batch, kernels, dim, dtype=dtype), _empty(batch, kernels, dtype=dtype)
+        name = f"{batch}x{kernels}x{dim} {dtype}"
+        yield f"{name} forward", lambda: family.minibatch_discrimination(m)
+        yield f"{name} backward", lambda: family.minibatch_discrimination_backward(o, m)
+        yield f"{name} double", lambda: family.minibatch_discrimination_double_backward(m, o, m)
+
+    for batch, dim in itertools.product((64, 1024), (1, 5, 16, 17, 50, 64, 100)):
+        yield from calls(batch, 50, dim)
+    yield from calls(256, 100, 5, torch.bfloat16)
+    yield from calls(256, 100, 5, torch.float16)
+
+
+FAMILIES = {"affine": affine, "planar": planar, "minibatch": minibatch}
+# What CI compiles: the heaviest of each kind.
+QUICK = (
+    "tile 4096x2 ", "tile 64x1024", "tanh inverse=True", "softplus inverse=False", "interleaved", "wide", "bfloat16 b",
+    "4096x2 ", "4096x64 ", "4096x4096 ", "64x50x5 ", "1024x50x16", "1024x50x64", "1024x50x100",
+)  # fmt: skip
+
+
+def measure(job: tuple[str, str, int]) -> list[dict[str, Any]]:
+    family, name, arch = job
+    call = dict(FAMILIES[family]())[name]
+    return [
+        {"family": family, "case": name, "kernel": launch.kernel.__name__, "arch": arch}
+        | {"warps": launch.options["num_warps"], "stages": launch.options["num_stages"]}
+        | resources(launch, arch)
+        | {"triton": triton.__version__}
+        for launch in launches(call, arch)
+    ]
+
+
+def jobs(quick: bool, only: str, archs: tuple[int, ...] = (80, 90)) -> list[tuple[str, str, int]]:
+    named = [(family, name) for family, cases in FAMILIES.items() for name, _ in cases() if only in f"{family} {name}"]
+    if quick:
+        named = [(family, name) for family, name in named if any(word in name for word in QUICK)]
+    return [(family, name, arch) for family, name in named for arch in archs]
+
+
+def faults(rows: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with the kernels measured; empty if nothing is."""
+    found = []
+    for row in rows:
+        where = f"{row['kernel']} ({row['case']}, sm_{row['arch']})"
+        if row["spilled"]:
+            found.append(f"{where} spills {row['spilled']} bytes")
+        if row["shared"] > SHARED_LIMIT[row["arch"]]:
+            found.append(f"{where} needs {row['shared']} bytes of shared memory, there are {SHARED_LIMIT[row['arch']]}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the heaviest cases only")
+    parser.add_argument("--only", default="", help="cases whose family and name contain this")
+    parser.add_argument("--arch", type=int, nargs="*", default=(80, 90), choices=(80, 90))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, help="write one JSON object a line, such as benchmarks/results/triton_resources.jsonl")
+    args = parser.parse_args()
+    rows = []
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for measured in pool.map(measure, jobs(args.quick, args.only, tuple(args.arch))):
+            for row in measured:
+                rows.append(row)
+                print("{kernel:42} sm_{arch} {registers:4} registers {spilled:5} spilled {shared:7} shared  {case}".format(**row), flush=True)
+    if args.json:
+        args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wrong = faults(rows)
+    print("\n".join(wrong) or f"{len(rows)} kernels, none spills")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
