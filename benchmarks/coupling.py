@@ -134,12 +134,13 @@ def _inverse_masked(moved: Tensor, y: Tensor, s: Tensor, t: Tensor) -> tuple[Ten
     return (y - t * moved) * torch.exp(-a), -a.sum(dim=(1, 2, 3))
 
 
-_WITH_MASK = {_forward: _forward_masked, _inverse: _inverse_masked}
+_Function = Callable[..., Sequence[Tensor]]
+_WITH_MASK: dict[_Function, _Function] = {_forward: _forward_masked, _inverse: _inverse_masked}
 
 
 def _stock(masked: bool, compile: bool) -> Callable[[Inputs, str], Built]:
     def build(inputs: Inputs, mode: str) -> Built:
-        function: Callable[..., Sequence[Tensor]] = _inverse if mode == "inverse" else _forward
+        function: _Function = _inverse if mode == "inverse" else _forward
         leaves = _leaves(inputs, "two")
         if masked:
             moved, whole = (~_mask(inputs["x"])).to(inputs["x"].dtype), _WITH_MASK[function]
@@ -161,7 +162,8 @@ def _peer(enter: Callable[..., Callable[[], Sequence[Tensor]]], maths: str) -> C
 
 def _normflows_masked(inputs: Inputs, mode: str) -> Program:
     leaves = _leaves(inputs, "two")
-    call = flows.normflows_masked(*leaves, mask=_mask(inputs["x"]), inverse=mode == "inverse")
+    x, s, t = leaves
+    call = flows.normflows_masked(x, s, t, _mask(x), mode == "inverse")
     return _program(call, leaves, "two")
 
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from . import check, clock, environment, memory
-from .case import Case, Inputs, Missing, Program, Provider, Refused, Setting, version_of
+from .case import Built, Case, Inputs, Missing, Program, Provider, Refused, Setting, version_of
 
 Row = dict[str, Any]
 GRAPH = "+graph"
@@ -124,24 +124,27 @@ def _prepare(
     if not stopwatch.gpu and there is not None and needed > 0.9 * there:
         entry.reason = f"not run: needs about {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free"
         return
-    try:
-        built = provider.build(inputs, mode)
-    except Refused as refused:
-        entry.reason = f"not run: {refused}"
-        return
-    variants: Mapping[str | None, Callable[[], Program]]
-    variants = {None: lambda: built} if isinstance(built, Program) else built  # type: ignore[assignment,dict-item,return-value]
+    variants: Mapping[str | None, Callable[[], Program]] = {}
     best, failures = math.inf, []
+    try:
+        variants = _variants(provider.build(inputs, mode))
+    except Refused as refused:
+        failures.append(f"not run: {refused}")
+    except Missing:
+        raise
+    except Exception as failure:  # foreign code may fail in any way, here and below; the row says how
+        failures.append(_failed(failure))
     for variant, build in variants.items():
         try:
             program, call, records, found = _checked(entry, build, inputs, mode, truth)
         except Missing:
             raise
-        except Exception as failure:  # a foreign program may fail in any way; the row says how
-            failures.append((None, f"failed: {type(failure).__name__}: {str(failure).strip().splitlines()[0]:.200}"))
+        except Exception as failure:
+            failures.append(_failed(failure))
             continue
         if wrong := check.reason_if_wrong(found, case_dtype(inputs)):
-            failures.append((found, wrong))
+            failures.append(wrong)
+            entry.error = found if entry.program is None else entry.error
             continue
         contestant = clock.Contestant(call, records)
         seconds = stopwatch.calibrate(contestant) if len(variants) > 1 else 0.0
@@ -149,7 +152,18 @@ def _prepare(
             best, entry.program, entry.variant, entry.error = seconds, program, variant, found
             entry.contestant = contestant
     if entry.program is None:
-        entry.error, entry.reason = failures[0]
+        entry.reason = failures[0]
+    elif failures:
+        print(f"{case.id} {mode}: a variant of {entry.name} was left out: {failures[0]}", file=sys.stderr)
+
+
+def _variants(built: Built) -> Mapping[str | None, Callable[[], Program]]:
+    return {None: lambda: built} if isinstance(built, Program) else dict(built.items())
+
+
+def _failed(failure: Exception) -> str:
+    first = (str(failure).strip().splitlines() or [""])[0]
+    return f"failed: {type(failure).__name__}: {first:.200}"
 
 
 def _checked(

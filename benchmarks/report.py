@@ -8,10 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .case import MODES, cases
+
 Row = dict[str, Any]
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS = "gmkernels"
+_DRAWN = ("fwd", "fwd+bwd", "sample", "step")  # the last of them that a case has
 _LABELS = {"compile": "torch.compile", "eager": "eager PyTorch"}
 
 
@@ -80,7 +83,7 @@ def _machine(row: Row) -> str:
     env, cold = row["environment"], ", cold L2 cache" if row.get("cold") else ""
     if row["device"] != "cpu":
         return f"{env['gpu']}, {row['dtype']}{cold}"
-    return f"{env['cpu']} ({env['isa']}), {env['threads']} threads, {row['dtype']}"
+    return f"{env['cpu']} ({env['isa']}), {env['threads']} thread{'s' * (env['threads'] != 1)}, {row['dtype']}"
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -88,16 +91,19 @@ def markdown(rows: Iterable[Row]) -> str:
     parts = []
     for machine, runs in latest(rows).items():
         parts.append(f"**{machine}**")
+        runs.sort(key=_order)
         for family in dict.fromkeys(run[0]["family"] for run in runs):
-            chosen = sorted((run for run in runs if run[0]["family"] == family), key=_order)
+            chosen = [run for run in runs if run[0]["family"] == family]
             parts.append((_overhead if family == "overhead" else _family)(chosen))
         parts.append(_caption([row for run in runs for row in run]))
     return "\n\n".join(parts)
 
 
-def _order(run: Sequence[Row]) -> tuple[str, int]:
-    row = run[0]
-    return (row["case"] if row["family"] == "overhead" else "", row["counted_bytes"] or row["counted_flops"] or 0)
+def _order(run: Sequence[Row]) -> tuple[int, int]:
+    """As declared; what is no longer declared comes last."""
+    declared, row = [case.id for case in cases()], run[0]
+    name = f"{row['family']}:{row['case']}"
+    return declared.index(name) if name in declared else len(declared), MODES.index(row["mode"])
 
 
 def _family(runs: Sequence[Sequence[Row]]) -> str:
@@ -105,7 +111,7 @@ def _family(runs: Sequence[Sequence[Row]]) -> str:
     share = {"copy_share": "of copy speed", "gemm_share": "of GEMM speed"}
     measured = [key for key in share if any(row[key] is not None for run in runs for row in run)]
     labels = [_LABELS.get(name, name) for name in names]
-    heads = ["case", "mode", OURS, *labels, "extra memory (eager)", *map(share.get, measured)]
+    heads = ["case", "mode", OURS, *labels, "memory (eager)", *map(share.get, measured)]
     lines, notes = [_line(heads), _line(["---"] * len(heads))], []
     for run in runs:
         ours = next((row for row in run if row["provider"] == OURS), run[0])
@@ -116,7 +122,7 @@ def _family(runs: Sequence[Sequence[Row]]) -> str:
             if row is not None and row["reason"]:
                 notes.append(f"{ours['case']}, {ours['mode']}, {name}: {row['reason']}.")
         eager = next((row for row in run if row["provider"] == "eager"), None)
-        cells.append(f"{_megabytes(ours)} ({_megabytes(eager)})")
+        cells.append(f"{_memory(ours)} ({_memory(eager)})")
         cells += ["–" if ours[key] is None else f"{ours[key]:.0%}" for key in measured]
         lines.append(_line(cells))
     return "\n".join([*lines, "", *notes] if notes else lines)
@@ -151,7 +157,8 @@ def _caption(rows: Sequence[Row]) -> str:
     return (
         f"Medians of {repeats} repeats, all columns of a line interleaved in one process. A factor says how many times "
         f"longer the column takes than {OURS}, a peer being compared with our operator in the peer's own scale map and "
-        f"parameter layout. torch {env['torch']}{others}; gmkernels {env['gmkernels']} at {', '.join(commits)}."
+        "parameter layout. Memory is what a call allocates at its peak, results included, in multiples of the inputs. "
+        f"torch {env['torch']}{others}; gmkernels {env['gmkernels']} at {', '.join(commits)}."
     )
 
 
@@ -174,10 +181,11 @@ def _factor(row: Row | None) -> str:
     return f"{1 / row['ratios'][OURS]:.1f}x" if OURS in row["ratios"] else f"{row['p50_ms']:.3g} ms"
 
 
-def _megabytes(row: Row | None) -> str:
+def _memory(row: Row | None) -> str:
     if row is None or row["peak_extra_bytes"] is None:
         return "–"
-    return f"{row['peak_extra_bytes'] / 1e6:.3g} MB"
+    multiple = row["peak_extra_bytes"] / row["input_bytes"]
+    return f"{multiple:.1f}" if multiple < 10 else f"{multiple:.0f}"
 
 
 def splice(document: str, block: str) -> str:
@@ -200,13 +208,14 @@ def draw(rows: Iterable[Row], path: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
     except ImportError as error:
         raise ValueError("the plot needs matplotlib: pip install '.[bench]'") from error
 
     lines = []
     for runs in latest(rows).values():
-        modes = {(run[0]["family"], run[0]["case"]): run for run in sorted(runs, key=_order)}
-        for run in modes.values():
+        runs.sort(key=_order)
+        for run in {(run[0]["family"], run[0]["case"]): run for run in runs if run[0]["mode"] in _DRAWN}.values():
             found = {r["provider"]: 1 / r["ratios"][OURS] for r in run if r["p50_ms"] and OURS in r["ratios"]}
             found.pop(OURS, None)
             if found:
@@ -223,7 +232,10 @@ def draw(rows: Iterable[Row], path: Path) -> None:
         axes.plot(*zip(*points), markers[i % len(markers)], label=_LABELS.get(name, name), markersize=8, alpha=0.85)  # noqa: B905
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    lowest, highest = (f(value for _, found in lines for value in found.values()) for f in (min, max))
+    ticks = [v for v in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if lowest / 2 < v < highest * 2]
+    axes.set_xticks(ticks, [f"{v:g}x" for v in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks([-y for y in range(len(lines))], [label for label, _ in lines], fontsize=8)
     axes.grid(axis="x", which="both", alpha=0.25)
     axes.set_xlabel(f"time / time of {OURS} (right of the line: {OURS} is faster)")

@@ -27,7 +27,7 @@ def _layer() -> Any:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sys.modules[name] = module
-    return sys.modules[name].MinibatchDiscrimination1d  # type: ignore[attr-defined]
+    return sys.modules[name].MinibatchDiscrimination1d
 
 
 def torchgan_layer(m: Tensor) -> Program:
