@@ -59,9 +59,15 @@ def use_backend(name: str) -> Iterator[None]:
         _Setting.name = before
 
 
-@functools.cache
+# torch.compile traces through functools.cache, into imports and files; so each cache has a door that it does not open.
+@torch.compiler.assume_constant_result
 def unavailable(name: str) -> str | None:
     """Why a backend cannot run on this machine at all; ``None`` if it can."""
+    return _unavailable(name)
+
+
+@functools.cache
+def _unavailable(name: str) -> str | None:
     from . import native
 
     if name == "cpu":
@@ -102,8 +108,13 @@ def why_not(name: str, tensors: Sequence[Tensor], supported: Sequence[str] = BAC
     return None
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _preference(device: str, supported: tuple[str, ...]) -> tuple[str, ...]:
+    return _order(device, supported)
+
+
+@functools.cache
+def _order(device: str, supported: tuple[str, ...]) -> tuple[str, ...]:
     order = ("cpu",) if device == "cpu" else ("triton", "cuda") if device == "cuda" else ()
     return tuple(name for name in order if name in supported and unavailable(name) is None)
 

@@ -10,6 +10,8 @@ import json
 
 import torch
 
+from gmkernels.core import native
+
 from .evaluate import digest, evaluate
 from .table import rows
 
@@ -32,4 +34,5 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(json.dumps(digests(options.backend), indent=0))
+    isa = native.cpu().isa() if native.cpu_error() is None else None
+    print(json.dumps({"isa": isa, "digests": digests(options.backend)}, indent=0))

@@ -42,13 +42,19 @@ def params(
     dtypes: Iterable[torch.dtype] | None = None,
     reference: bool = True,
     one_of_each: bool = False,
+    one_per_operator: bool = False,
 ):
-    """Parametrise over (row, backend), or (row, backend, dtype) if ``dtypes`` are given."""
+    """Parametrise over (row, backend), or (row, backend, dtype) if ``dtypes`` are given.
+
+    ``one_of_each`` keeps one row of those that call their operator with the same kinds of tensors, and
+    ``one_per_operator`` one row of an operator: for tests in which the values do not matter, and that take seconds.
+    """
     found, seen = [], set()
     for row in ROWS:
-        if not keep(row) or one_of_each and row.operator in seen:
+        kind = signature(row) if one_of_each else row.operator if one_per_operator else row.name
+        if not keep(row) or kind in seen:
             continue
-        seen.add(row.operator)
+        seen.add(kind)
         for backend in available(row):
             if backend == "reference" and not reference:
                 continue
@@ -61,6 +67,13 @@ def params(
                     name = f"{row.name}-{backend}-{str(dtype).removeprefix('torch.')}"
                     found.append(pytest.param(row, backend, dtype, marks=marks, id=name))
     return pytest.mark.parametrize("row,backend" if dtypes is None else "row,backend,dtype", found)
+
+
+def signature(row: OperatorRow) -> tuple[object, ...]:
+    """What distinguishes the calls of two rows other than values."""
+    case = row.case(row.sizes[0], row.dtypes[0])
+    shapes = sorted((name, t.dtype == row.dtypes[0], t.dim()) for name, t in case.tensors.items())
+    return (row.operator, *shapes)
 
 
 def sizes(row: OperatorRow, backend: str) -> tuple[tuple[int, ...], ...]:

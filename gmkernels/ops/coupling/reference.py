@@ -64,11 +64,12 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Ten
     for u_k, w_k, b_k in zip(u.to(wide), w.to(wide), b.to(wide), strict=True):
         # u_hat = u + (m(w.u) - w.u) w / |w|^2 with m(a) = softplus(a) - 1, written without the cancellation of
         # m(a) - a: it is softplus(-a) - 1. A zero w leaves a plain shift, which needs no correction.
-        wu, norm = w_k @ u_k, w_k @ w_k
+        # Products and sums, not @: autocast would round that to 16 bits.
+        wu, norm = (w_k * u_k).sum(), (w_k * w_k).sum()
         moving = norm > 0
         gain = torch.where(moving, softplus(wu), 1.0)  # m(w.u) + 1 = 1 + w.u_hat
         u_hat = u_k + torch.where(moving, (softplus(-wu) - 1.0) / torch.where(moving, norm, 1.0), 0.0) * w_k
-        h = torch.tanh(z @ w_k + b_k)
+        h = torch.tanh((z * w_k).sum(1) + b_k)
         z = z + h.unsqueeze(1) * u_hat
         # 1 + (1 - h^2) w.u_hat, again as a sum of two terms that are never negative.
         logdet = logdet + torch.log(h * h + (1.0 - h * h) * gain)

@@ -1,0 +1,121 @@
+"""The bitwise laws: the same bits from run to run, for any number of threads, cut of the batch, layout, instruction set
+and door, and from C++ and Triton where the project promises it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gmkernels.core import native
+from gmkernels.testing import LAYOUTS, OperatorRow, evaluate, relayout
+from gmkernels.testing.digest import digests
+from gmkernels.testing.evaluate import different, threads
+
+from . import support
+from .support import cpu, on, params
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KERNELS = dict(reference=False, dtypes=DTYPES)
+
+
+@params(**KERNELS)
+def test_run_to_run(row: OperatorRow, backend: str, dtype: torch.dtype) -> None:
+    for sizes in support.sizes(row, backend):
+        case = on(backend, row.case(sizes, dtype))
+        assert not different(evaluate(row, case, backend), evaluate(row, case.map(torch.clone), backend))
+
+
+def _large(row: OperatorRow) -> tuple[int, ...]:
+    """Sizes well above what one thread keeps for itself, of awkward remainders."""
+    return {
+        "affine_coupling": (67, 1021),
+        "planar_flow": (1031, 13, 5),
+        "minibatch_discrimination": (131, 17, 5),
+    }.get(row.operator, (257, 1021))
+
+
+@params(lambda row: True, reference=False, dtypes=(torch.float32, torch.float64))
+def test_thread_counts(row: OperatorRow, backend: str, dtype: torch.dtype) -> None:
+    if backend != "cpu":
+        return  # other backends have no threads of the CPU
+    for sizes in (row.sizes[0], row.sizes[-1], _large(row)):
+        case = row.case(sizes, dtype)
+        found = []
+        for count in (1, 2, 4, 3):
+            with threads(count):
+                found.append(evaluate(row, case, backend))
+        for other in found[1:]:
+            assert not (wrong := different(found[0], other)), f"{sizes}: {wrong}"
+
+
+@params(lambda row: row.part, dtypes=(torch.float32, torch.float16), reference=False)
+def test_batch_split(row: OperatorRow, backend: str, dtype: torch.dtype) -> None:
+    assert row.part is not None
+    names = [*row.outputs, *(f"{kind}_{name}" for kind in ("grad", "double") for name in row.batched)]
+    for sizes in support.sizes(row, backend):
+        whole = on(backend, row.case(sizes, dtype))
+        batch = sizes[0]
+        # Zero rows after the first, in the middle of a group of four, and all of them.
+        for cut in sorted({0, min(1, batch), batch // 2, max(0, batch - 3), batch}):
+            parts = [evaluate(row, row.part(whole, *span), backend, order=0) for span in ((0, cut), (cut, batch))]
+            joined = {name: torch.cat([p[name] for p in parts]) for name in row.outputs}
+            assert not (wrong := different(joined, evaluate(row, whole, backend, order=0))), (sizes, cut, wrong)
+        if row.order:
+            _split_gradients(row, backend, whole, batch, names)
+
+
+def _split_gradients(row: OperatorRow, backend: str, whole, batch: int, names: list[str]) -> None:  # type: ignore[no-untyped-def]
+    """Cotangents of one value, so that the halves get the same ones as the whole."""
+    assert row.part is not None
+    cut = batch // 2
+    full = evaluate(row, whole, backend, order=1, spread=True)
+    parts = [evaluate(row, row.part(whole, *span), backend, order=1, spread=True) for span in ((0, cut), (cut, batch))]
+    for name in names:
+        if name in full:
+            joined = {name: torch.cat([p[name] for p in parts])}
+            assert not different(joined, full, [name]), name
+
+
+@params(reference=False, dtypes=(torch.float32, torch.float64, torch.float16))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(row: OperatorRow, backend: str, dtype: torch.dtype, layout: str) -> None:
+    for sizes in support.sizes(row, backend):
+        case = row.case(sizes, dtype).map(lambda t: relayout(t, layout)).map(lambda t: t)
+        there = on(backend, case) if support.device(backend) == "cuda" else case
+        dense = on(backend, case.map(lambda t: t.contiguous().clone()))
+        assert not (wrong := different(evaluate(row, there, backend), evaluate(row, dense, backend))), (sizes, wrong)
+
+
+@params(lambda row: row.same_bits, dtypes=(torch.float32, torch.float16), reference=False)
+def test_triton_has_the_bits_of_the_cpp_core(row: OperatorRow, backend: str, dtype: torch.dtype) -> None:
+    if backend != "triton":
+        return
+    assert native.cpu_error() is None, "the C++ core is what Triton is compared with"
+    for seed, sizes in enumerate(support.sizes(row, backend)):
+        case = row.case(sizes, dtype, seed)
+        ours, theirs = cpu(evaluate(row, on(backend, case), backend)), evaluate(row, case, "cpu")
+        assert not (wrong := different(ours, theirs, row.same_bits)), (sizes, wrong)
+
+
+def test_instruction_sets() -> None:
+    """Everything the table computes, hashed under each instruction set that this machine has."""
+    if native.cpu_error() is not None:
+        pytest.skip(f"no C++ core: {native.cpu_error()}")
+    usable = native.cpu().isas()
+    assert "baseline" in usable
+    here = digests("cpu")
+    for isa in usable:
+        environment = {**os.environ, "GMKERNELS_ISA": isa}
+        command = [sys.executable, "-m", "gmkernels.testing.digest", "--backend", "cpu", "--threads", "2"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["isa"] == isa
+        assert found["digests"].keys() == here.keys()
+        wrong = [name for name, value in found["digests"].items() if value != here[name]]
+        assert not wrong, f"{isa} against {native.cpu().isa()}: {len(wrong)} differ: {wrong[:10]}"

@@ -1,0 +1,228 @@
+"""Two doors, one result: eager, ``torch.ops``, AOT autograd and the compiler, and the operators' declarations."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gmkernels.core import doors
+from gmkernels.testing import Case, OperatorRow, evaluate, relayout
+from gmkernels.testing.doors import dispatcher_door
+from gmkernels.testing.evaluate import different
+
+from . import support
+from .support import cpu, on, params
+
+DTYPES = (torch.float32, torch.float64, torch.float16)
+
+
+@params(reference=False, dtypes=DTYPES)
+def test_both_doors_give_the_same_bits(row: OperatorRow, backend: str, dtype: torch.dtype) -> None:
+    for sizes in support.sizes(row, backend):
+        case = on(backend, row.case(sizes, dtype))
+        eager = evaluate(row, case, backend)
+        with dispatcher_door() as door:
+            dispatched = evaluate(row, case, backend)
+        assert door.calls
+        assert not different(eager, dispatched)
+
+
+def _record(row: OperatorRow, case: Case, backend: str):
+    """Each operator of the row's chain once, with the arguments it gets."""
+    with dispatcher_door() as door:
+        evaluate(row, case, backend)
+    return {name: (func, args) for name, func, args in door.calls}.values()
+
+
+@params(reference=False, one_of_each=True)
+def test_opcheck(row: OperatorRow, backend: str) -> None:
+    """Schema, autograd registration, fake tensors and AOT dispatch of the operator and its derivatives, with
+    gradients, on compact and on permuted dense inputs (a fake that uses ``empty_like`` fails on the latter)."""
+    dtype = torch.float32
+    for sizes, layout in ((row.sizes[0], "transposed"), (row.sizes[1], "contiguous")):
+        for func, args in _record(row, on(backend, row.case(sizes, dtype)), backend):
+            differentiable = doors.OPERATORS[func._schema.name.split("::")[1]].vjp is not None
+            arranged = [
+                relayout(a, layout).requires_grad_(differentiable and a.is_floating_point())
+                if isinstance(a, torch.Tensor)
+                else a
+                for a in args
+            ]
+            torch.library.opcheck(func, tuple(arranged))
+
+
+@params(reference=False, dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16))
+def test_fakes_describe_what_runs(row: OperatorRow, backend: str, dtype: torch.dtype) -> None:
+    """Shape, dtype and strides of every operator of the chain, for every dtype and strange inputs."""
+    for sizes in support.sizes(row, backend):
+        for layout in ("contiguous", "transposed", "expanded"):
+            case = on(backend, row.case(sizes, dtype).map(lambda t: relayout(t, layout)))
+            for func, args in _record(row, case, backend):
+                real = func(*args)
+                with FakeTensorMode() as mode:
+                    fake = func(*[mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args])
+                for r, f in zip(_flat(real), _flat(fake), strict=True):
+                    assert (r.shape, r.dtype, r.stride()) == (f.shape, f.dtype, f.stride()), func
+
+
+def _flat(out):
+    return out if isinstance(out, tuple) else (out,)
+
+
+def _compiled(row: OperatorRow, backend: str, compiler: str):
+    """The public function, compiled without graph breaks; ``evaluate`` calls it like ``row.call``."""
+    torch._dynamo.reset()
+    constants = row.case(row.sizes[0]).constants
+    sampled = "shape" in constants
+
+    def function(tensors: dict, shape: tuple[int, ...] | None, fixed: dict) -> tuple[torch.Tensor, ...]:
+        return row.call(Case(tensors, {**fixed, "shape": shape} if sampled else fixed), backend)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=compiler)
+
+    def call(case: Case, _backend: str) -> tuple[torch.Tensor, ...]:
+        fixed = {k: v for k, v in case.constants.items() if k != "shape"}
+        return compiled(case.tensors, case.constants.get("shape"), fixed)
+
+    return call
+
+
+def _check_compiled(row: OperatorRow, backend: str, compiler: str) -> None:
+    call = _compiled(row, backend, compiler)
+    with torch._dynamo.config.patch(error_on_recompile=False):
+        for sizes in row.dynamic:
+            case = on(backend, row.case(sizes))
+            order = min(row.order, 1)
+            compiled, eager = (evaluate(row, case, backend, order=order, call=c) for c in (call, None))
+            if backend == "reference":
+                for name in eager:
+                    torch.testing.assert_close(compiled[name], eager[name], rtol=1e-4, atol=1e-5)
+            else:
+                assert not (wrong := different(compiled, eager)), (sizes, wrong)
+
+
+@params(one_per_operator=True)
+def test_graph_capture_with_dynamic_sizes(row: OperatorRow, backend: str) -> None:
+    _check_compiled(row, backend, "aot_eager")
+
+
+@params(reference=False, one_per_operator=True)
+def test_inductor_with_dynamic_sizes(row: OperatorRow, backend: str) -> None:
+    _check_compiled(row, backend, "inductor")
+
+
+@params(lambda row: row.order, reference=False, one_of_each=True)
+def test_one_graph_serves_both_dynamic_sizes(row: OperatorRow, backend: str) -> None:
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    call = _compiled(row, backend, counting)
+    for sizes in row.dynamic:
+        evaluate(row, on(backend, row.case(sizes)), backend, order=0, call=call)
+    assert len(graphs) == 1
+
+
+@params(one_of_each=True)
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(row: OperatorRow, backend: str, low: torch.dtype) -> None:
+    case = on(backend, row.case(row.sizes[0]))
+    plain = evaluate(row, case, backend)
+    for door in (contextlib.nullcontext(), dispatcher_door()):
+        with torch.autocast(support.device(backend), low), door:
+            cast = evaluate(row, case, backend)
+        assert not (wrong := different(plain, cast)), wrong
+
+
+class _Tagged(torch.Tensor):
+    """A subclass that leaves everything to its default ``__torch_function__``."""
+
+
+@params(reference=False, one_of_each=True)
+def test_subclasses_modes_and_transforms_take_the_dispatcher_door(row: OperatorRow, backend: str) -> None:
+    case = on(backend, row.case(row.sizes[0]))
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        row.call(case, backend)
+    assert f"gmkernels.{row.operator}.default" in seen
+
+    if row.order:
+        tagged = row.call(case.map(lambda t: t.as_subclass(_Tagged)), "auto")
+        assert all(type(t) is _Tagged for t in tagged)
+        if backend == "cpu":
+            expected = row.call(case, backend)
+            assert all(torch.equal(a.as_subclass(torch.Tensor), b) for a, b in zip(tagged, expected, strict=True))
+
+
+def test_transforms_are_noticed() -> None:
+    found = []
+
+    def look(x):
+        found.append(doors.transforming())
+        return x.sum()
+
+    x = torch.ones(2, 2)
+    look(x)
+    torch.func.vmap(look)(x)
+    torch.func.grad(look)(x)
+    torch.func.jvp(look, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        look(x)
+    look(x)
+    assert found == [False, True, True, True, True, False]
+
+
+@params(lambda row: row.order, reference=False, one_of_each=True)
+def test_forward_mode_through_torch_ops_raises(row: OperatorRow, backend: str) -> None:
+    case = on(backend, row.case(row.sizes[0]))
+    (func, args), *_ = _record(row, case, backend)
+    n = doors.OPERATORS[row.operator].tensors
+
+    def direct(first):
+        out = func(first, *args[1:])
+        return out[0] if isinstance(out, tuple) else out
+
+    first = args[0].detach()
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(direct, (first,), (torch.ones_like(first),))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        direct(torch.autograd.forward_ad.make_dual(first, torch.ones_like(first)))
+    assert n >= 1
+
+
+@params(lambda row: row.order, reference=False, one_of_each=True)
+def test_vmap_through_torch_ops_is_right_or_raises(row: OperatorRow, backend: str) -> None:
+    case = on(backend, row.case(row.sizes[0]))
+    (func, args), *_ = _record(row, case, backend)
+    stack = torch.stack((args[0].detach(), args[0].detach() * 2))
+    try:
+        mapped = _flat(torch.func.vmap(lambda first: func(first, *args[1:]))(stack))
+    except (RuntimeError, NotImplementedError):
+        return
+    for i in range(2):
+        assert all(torch.equal(a[i], b) for a, b in zip(mapped, _flat(func(stack[i], *args[1:])), strict=True))
+
+
+@params(one_of_each=True, reference=False)
+def test_deepcopy_and_data_parallel_style_calls(row: OperatorRow, backend: str) -> None:
+    """Parameters go through the eager door like tensors do."""
+    case = on(backend, row.case(row.sizes[0]))
+    wrapped = Case(
+        {n: torch.nn.Parameter(t, t.is_floating_point() and n in row.differentiable) for n, t in case.tensors.items()},
+        copy.deepcopy(case.constants),
+    )
+    for a, b in zip(row.call(case, backend), row.call(wrapped, backend), strict=True):
+        assert torch.equal(a, b)
