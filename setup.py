@@ -90,7 +90,9 @@ class BuildCores(build_ext):
         except BuildFailed as reason:
             self.give_up(target / CPU_NOTE, "the C++ core was not built: gmkernels runs on plain PyTorch", reason)
             return
-        if "GMK_CUDA_TARGET:INTERNAL=ON" in (tree / "CMakeCache.txt").read_text():
+        if os.environ.get("GMKERNELS_CUDA") == "0":
+            (target / CUDA_NOTE).write_text("GMKERNELS_CUDA=0 was set when gmkernels was installed\n")
+        elif "GMK_CUDA_TARGET:INTERNAL=ON" in (tree / "CMakeCache.txt").read_text():
             try:
                 self.compile(cmake, tree, "gmkernels_cuda", CUDA_CORE, target)
             except BuildFailed as reason:
