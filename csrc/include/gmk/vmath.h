@@ -17,6 +17,13 @@
 #include "simd.h"
 #endif
 
+// Where fma is software, a call costs nothing beside it, and inlined copies cost minutes of compiling.
+#if defined(__x86_64__) && !defined(__FMA__) && !defined(__CUDACC__)
+#define GMK_MATH inline __attribute__((noinline))
+#else
+#define GMK_MATH GMK_INLINE
+#endif
+
 namespace gmk {
 namespace GMK_ISA {
 
@@ -62,14 +69,14 @@ GMK_INLINE f32 exp_tail(const f32& r) {
 }
 GMK_INLINE f32 exp_reduced(const f32& r) { return fma(fma(exp_tail(r), r, 1.0f), r, 1.0f); }
 
-GMK_INLINE f32 exp(const f32& x) {
+GMK_MATH f32 exp(const f32& x) {
   f32 t, r;
   exp_reduce(min(f32(89.0f), max(f32(-104.0f), x)), t, r);
   return scale(exp_reduced(r), t);
 }
 
 // exp(x) as an unevaluated sum, x <= 0.
-GMK_INLINE void exp_pair(const f32& x, f32& high, f32& low) {
+GMK_MATH void exp_pair(const f32& x, f32& high, f32& low) {
   f32 t, r;
   exp_reduce(max(f32(-104.0f), x), t, r);
   const f32 e = fma(r * r, exp_tail(r), r), p = e + 1.0f;
@@ -93,7 +100,7 @@ GMK_INLINE f32 log1p_tail(const f32& f) {
 }
 
 // k ln 2 + log(1 + f) + low
-GMK_INLINE f32 log_assemble(const f32& k, const f32& f, const f32& low) {
+GMK_MATH f32 log_assemble(const f32& k, const f32& f, const f32& low) {
   return fma(k, f32(kLn2High), f + fma(k, f32(kLn2Low), log1p_tail(f) + low));
 }
 
@@ -105,7 +112,7 @@ GMK_INLINE f32 log_ends(const f32& u, const f32& r) {
   return select<float>(u > 0.0f, select<float>(u < kInf, r, u), select<float>(u == 0.0f, f32(-kInf), f32(kNaN)));
 }
 
-GMK_INLINE f32 log(const f32& x) {
+GMK_MATH f32 log(const f32& x) {
   const auto subnormal = x < 0x1p-126f;
   const i32 u = bits<int32_t>(select<float>(subnormal, x * 0x1p24f, x));
   const i32 k = log_exponent(u);
@@ -113,7 +120,7 @@ GMK_INLINE f32 log(const f32& x) {
   return log_ends(x, log_assemble(convert<float>(k) - select<float>(subnormal, f32(24.0f), f32(0.0f)), f, f32(0.0f)));
 }
 
-GMK_INLINE f32 log1p(const f32& x) {
+GMK_MATH f32 log1p(const f32& x) {
   const f32 u = x + 1.0f;
   const i32 k = log_exponent(bits<int32_t>(u));
   // From x, not from the rounded sum: x 2^-k + (2^-k - 1) is rounded once. 2^-k leaves float32 only where u = x.
@@ -124,7 +131,7 @@ GMK_INLINE f32 log1p(const f32& x) {
 }
 
 // log(1 + e + low) for e in [0, 1], low less than a rounding error of e
-GMK_INLINE f32 log1p_unit(const f32& e, const f32& low) {
+GMK_MATH f32 log1p_unit(const f32& e, const f32& low) {
   const auto upper = e >= 0.5f;
   const f32 f = select<float>(upper, fma(e, 0.5f, -0.5f), e);
   // 1 - e/2 stands for 1 / (1 + e), since low needs only its leading bits.
@@ -134,7 +141,7 @@ GMK_INLINE f32 log1p_unit(const f32& e, const f32& low) {
 // ---- sigmoid, softplus, tanh, atan -----------------------------------------------------------------------------------
 
 // 1 / (1 + exp(-x))
-GMK_INLINE f32 sigmoid(const f32& x) {
+GMK_MATH f32 sigmoid(const f32& x) {
   // e / (1 + e) below zero and 1 / (1 + e) above, e = exp(-|x|); the quotient is corrected by what rounding left of
   // e, of 1 + e and of the division.
   f32 e, e_low;
@@ -148,7 +155,7 @@ GMK_INLINE f32 sigmoid(const f32& x) {
 }
 
 // log(1 + exp(x))
-GMK_INLINE f32 softplus(const f32& x) {
+GMK_MATH f32 softplus(const f32& x) {
   f32 e, e_low;
   exp_pair(-abs(x), e, e_low);
   return max(x, f32(0.0f)) + log1p_unit(e, e_low);
@@ -157,7 +164,7 @@ GMK_INLINE f32 softplus(const f32& x) {
 // log(sigmoid(x))
 GMK_INLINE f32 logsigmoid(const f32& x) { return -softplus(-x); }
 
-GMK_INLINE f32 tanh(const f32& x) {
+GMK_MATH f32 tanh(const f32& x) {
   const f32 a = abs(x), y = x * x;
   f32 p = fma(y, -0.000454540481f, 0.00258028996f);
   p = fma(p, y, -0.00826223288f);
@@ -173,7 +180,7 @@ GMK_INLINE f32 tanh(const f32& x) {
   return copysign(select<float>(a < 0.9f, small, large), x);
 }
 
-GMK_INLINE f32 atan(const f32& x) {
+GMK_MATH f32 atan(const f32& x) {
   // atan(a) = pi/2 - atan(1 / a) for a > 1
   const f32 a = abs(x), t = min(f32(1.0f), a) / max(f32(1.0f), a), y = t * t;
   f32 p = fma(y, -0.00173897319f, 0.0106667401f);
@@ -192,7 +199,7 @@ GMK_INLINE f32 atan(const f32& x) {
 // ---- random numbers --------------------------------------------------------------------------------------------------
 
 // sin(2 pi u) and cos(2 pi u) for |u| < 2^20
-GMK_INLINE void sincos2pi(const f32& u, f32& sine, f32& cosine) {
+GMK_MATH void sincos2pi(const f32& u, f32& sine, f32& cosine) {
   const f32 t = fma(u, 4.0f, kRound);
   const f32 r = fma(t - kRound, -0.25f, u), y = r * r;  // exact: the nearest quarter turn taken off
   f32 s = fma(y, 40.7955284f, -76.6761322f);
@@ -228,22 +235,22 @@ template <class F> GMK_INLINE f64 each(const f64& a, F f) {
   for (int l = 0; l < kLanes; ++l) x[l] = f(x[l]);
   return load(x);
 }
-GMK_INLINE f64 exp(const f64& a) { return each(a, [](double x) { return ::exp(x); }); }
-GMK_INLINE f64 log(const f64& a) { return each(a, [](double x) { return ::log(x); }); }
-GMK_INLINE f64 log1p(const f64& a) { return each(a, [](double x) { return ::log1p(x); }); }
-GMK_INLINE f64 tanh(const f64& a) { return each(a, [](double x) { return ::tanh(x); }); }
-GMK_INLINE f64 atan(const f64& a) { return each(a, [](double x) { return ::atan(x); }); }
-GMK_INLINE f64 sigmoid(const f64& x) {
+GMK_OUTLINE f64 exp(const f64& a) { return each(a, [](double x) { return ::exp(x); }); }
+GMK_OUTLINE f64 log(const f64& a) { return each(a, [](double x) { return ::log(x); }); }
+GMK_OUTLINE f64 log1p(const f64& a) { return each(a, [](double x) { return ::log1p(x); }); }
+GMK_OUTLINE f64 tanh(const f64& a) { return each(a, [](double x) { return ::tanh(x); }); }
+GMK_OUTLINE f64 atan(const f64& a) { return each(a, [](double x) { return ::atan(x); }); }
+GMK_OUTLINE f64 sigmoid(const f64& x) {
   const f64 e = exp(-abs(x));
   return select<double>(x < 0.0, e, f64(1.0)) / (e + 1.0);
 }
-GMK_INLINE f64 softplus(const f64& x) { return max(x, f64(0.0)) + log1p(exp(-abs(x))); }
-GMK_INLINE f64 logsigmoid(const f64& x) { return -softplus(-x); }
-GMK_INLINE void sincos2pi(const f64& u, f64& sine, f64& cosine) {
+GMK_OUTLINE f64 softplus(const f64& x) { return max(x, f64(0.0)) + log1p(exp(-abs(x))); }
+GMK_OUTLINE f64 logsigmoid(const f64& x) { return -softplus(-x); }
+GMK_OUTLINE void sincos2pi(const f64& u, f64& sine, f64& cosine) {
   sine = each(u, [](double x) { return ::sin(6.283185307179586477 * x); });
   cosine = each(u, [](double x) { return ::cos(6.283185307179586477 * x); });
 }
-GMK_INLINE void normal_pair(const f64& radius_uniform, const f64& angle_uniform, f64& z0, f64& z1) {
+GMK_OUTLINE void normal_pair(const f64& radius_uniform, const f64& angle_uniform, f64& z0, f64& z1) {
   const f64 radius = sqrt(-2.0 * log(radius_uniform));
   f64 s, c;
   sincos2pi(angle_uniform, s, c);
