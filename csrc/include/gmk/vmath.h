@@ -19,7 +19,7 @@
 
 // Where fma is software, a call costs nothing beside it, and inlined copies cost minutes of compiling.
 #if defined(__x86_64__) && !defined(__FMA__) && !defined(__CUDACC__)
-#define GMK_MATH inline __attribute__((noinline))
+#define GMK_MATH GMK_OUTLINE
 #else
 #define GMK_MATH GMK_INLINE
 #endif
