@@ -41,7 +41,7 @@ template <class T, int C, Order order> struct Pairs {
   const Args& a;
   const int64_t batch = a.batch, dim = C ? C : a.dim, packs = (batch + kLanes - 1) / kLanes;
   // Row sums of a tile: about 16 KiB.
-  const int64_t tile = std::max<int64_t>(kLanes, (16384 / (kLanes * sizeof(T)) / (order == kForward ? 1 : dim + (order == kDouble))) / kLanes * kLanes);
+  const int64_t tile = std::max<int64_t>(kLanes, (16384 / (kLanes * sizeof(T)) / (order == kForward ? 1 : std::max<int64_t>(1, dim + (order == kDouble)))) / kLanes * kLanes);
 
   void load_kernel(Scratch<T>& s, int64_t b) const {
     const auto fill = [&](std::vector<P>& to, const void* from, int64_t rows, int64_t start, int64_t step_i, int64_t step_c) {

@@ -49,7 +49,6 @@ template <class T> struct Output {
 // Calls f(p, n) for each pack of a block of n elements: lanes 16 p .., of which n are real.
 template <class F> GMK_INLINE void each_pack(int n, const F& f) {
   if (n == kBlock) {
-#pragma GCC unroll 8
     for (int p = 0; p < kPacks; ++p) f(p, kLanes);
   } else {
     for (int p = 0; p * kLanes < n; ++p) f(p, std::min(kLanes, n - p * kLanes));

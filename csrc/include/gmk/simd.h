@@ -18,7 +18,12 @@
 #ifndef GMK_ISA
 #define GMK_ISA baseline
 #endif
+#if defined(__x86_64__) && !defined(__FMA__)
+#define GMK_INLINE inline  // there an fma is sixteen library calls: inlining it all only makes the build slow
+#else
 #define GMK_INLINE inline __attribute__((always_inline))
+#endif
+#define GMK_OUTLINE inline __attribute__((noinline))  // long and never hot: built once, not at every use
 
 namespace gmk {
 namespace GMK_ISA {
