@@ -98,6 +98,7 @@ class Provider:
         package: the distribution whose version a row records.
         needs: ``mode -> bytes`` it is known to allocate, so that a machine too small for it is not brought down.
         modes: those it takes part in, of the case's.
+        library: it measures a part of this library under another name than ``gmkernels``.
     """
 
     name: str
@@ -106,6 +107,12 @@ class Provider:
     package: str | None = None
     needs: Callable[[str], int] | None = None
     modes: Sequence[str] = MODES
+    library: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether its speed depends on this library."""
+        return self.name == "gmkernels" or self.library
 
     @property
     def key(self) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 import gmkernels
 
+from .case import cases
 from .environment import ROOT
 
 # What `run` takes and `compare` passes on.
@@ -74,6 +75,12 @@ def must_come_from(folder: Path) -> None:
         raise ValueError(f"expected gmkernels from {folder}, got {found}")
 
 
+def _ours(selection: Sequence[str]) -> list[str]:
+    """What differs between revisions: our operators, and every door in the overhead family."""
+    names = [p.name for case in cases(selection) for p in case.providers if p.ours]
+    return list(dict.fromkeys(names))
+
+
 def _arguments(arguments: argparse.Namespace) -> list[str]:
     passed = [("--" + name, getattr(arguments, name)) for name in _PASSED]
     words = [word for name, value in passed if value is not None for word in (name, str(value))]
@@ -95,7 +102,7 @@ def _measure(arguments: Sequence[str], start: Path, site: Path | None, sha: str 
 
 
 def main(arguments: argparse.Namespace) -> int:
-    arguments.providers = arguments.providers or "gmkernels"
+    arguments.providers = arguments.providers or ",".join(_ours(arguments.cases))
     passed = _arguments(arguments)
     with built(arguments.rev) as (sha, site), tempfile.TemporaryDirectory(prefix="gmkernels-bench-") as folder:
         # Started elsewhere, so that the current folder does not offer the checkout's gmkernels first.

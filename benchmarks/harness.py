@@ -91,6 +91,8 @@ def run(case: Case, mode: str, options: Options) -> list[Row]:
             print(f"{case.id}: no {name}: {missing}", file=sys.stderr)
             continue
         entries.append(entry)
+    if not entries:
+        return []
     racing = [e.contestant for e in entries if e.contestant is not None]
     yardsticks = _yardsticks(case, mode, options.setting)
     clock.race(stopwatch, [*racing, *yardsticks.values()], options.seconds, options.repeats, options.setting.seed)

@@ -106,7 +106,7 @@ def _provider(name: str, door: Callable[[str], Callable[..., Any]], records: boo
         function, (x, s, t) = door(backend), leaves
         return Program(lambda: function(x, s, t), leaves, records=records, backend=backend)
 
-    return Provider(name, build, modes=_modes(records))
+    return Provider(name, build, modes=_modes(records), library=True)
 
 
 def _eager(records: bool) -> Provider:
