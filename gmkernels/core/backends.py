@@ -18,11 +18,14 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import doors
+
+_P, _R = ParamSpec("_P"), TypeVar("_R")
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
@@ -59,8 +62,14 @@ def use_backend(name: str) -> Iterator[None]:
         _Setting.name = before
 
 
+def _constant(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """What torch.compiler.assume_constant_result does, without its import of the whole compiler (over a second)."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 # torch.compile traces through functools.cache, into imports and files; so each cache has a door that it does not open.
-@torch.compiler.assume_constant_result
+@_constant
 def unavailable(name: str) -> str | None:
     """Why a backend cannot run on this machine at all; ``None`` if it can."""
     return _unavailable(name)
@@ -108,7 +117,7 @@ def why_not(name: str, tensors: Sequence[Tensor], supported: Sequence[str] = BAC
     return None
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _preference(device: str, supported: tuple[str, ...]) -> tuple[str, ...]:
     return _order(device, supported)
 
