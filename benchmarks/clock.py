@@ -19,6 +19,8 @@ import torch
 
 SAMPLE_SECONDS = 2e-3
 """Calls that are shorter are repeated until a sample lasts this long, and divided."""
+WARM_SECONDS = 50e-3
+"""Calls that are shorter run once before the sample, so that none pays for the caches that another left behind."""
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Contestant:
     call: Callable[[], Any]
     records: bool = False
     calls: int = 1
+    warm: bool = False
     seconds: list[float] = field(default_factory=list)
     spent: float = 0.0
 
@@ -55,7 +58,7 @@ class Clock:
 
     def sample(self, contestant: Contestant) -> float:
         with torch.set_grad_enabled(contestant.records):
-            if contestant.calls > 1:
+            if contestant.warm:
                 contestant.call()
             if self.flush is not None:
                 return self._cold(contestant)
@@ -92,6 +95,7 @@ class Clock:
     def calibrate(self, contestant: Contestant) -> float:
         """Choose how many calls make a sample; returns the seconds of one call. The first call may be cold."""
         once = min(self.sample(contestant) for _ in range(2))
+        contestant.warm = once < WARM_SECONDS
         if once < SAMPLE_SECONDS:
             contestant.calls = math.ceil(SAMPLE_SECONDS / max(once, 1e-7))
             once = self.sample(contestant)
