@@ -155,7 +155,6 @@ def _planar_gradient_kernel(
             one = total + 3 * DIMS
             u_, w_ = _row(u, k, dim, col), _row(w, k, dim, col)
             norm, moving, a, gain, shift, u_hat = _direction(u_, w_)
-            z_ = tl.load(state[:, None] + cell)
             h = tl.load(state + 2 * ROWS * DIMS + lane)
             q = tl.fma(-h, h, 1.0)
             jacobian = tl.fma(q, gain, h * h)
@@ -170,7 +169,6 @@ def _planar_gradient_kernel(
                 dnorm, da, dgain, dshift, du_hat = _direction_tangent(
                     u_, w_, _row(v_u, k, dim, col), dw, norm, moving, a, shift
                 )
-                dz = tl.load(state[:, None] + ROWS * DIMS + cell)
                 dh = tl.load(state + 2 * ROWS * DIMS + ROWS + lane)
                 dq = -2.0 * h * dh
                 djacobian = tl.fma(2.0 * h * (1.0 - gain), dh, q * dgain)
@@ -178,12 +176,15 @@ def _planar_gradient_kernel(
                 dgh = tl.fma(l_, dbend, _dot(dg, u_hat) + _dot(g_, du_hat))
                 dgp = tl.where(here, tl.fma(dgh, q, gh * dq), 0.0)
                 dgrown = tl.where(here, tl.div_rn(tl.fma(l_, dq, -grown * djacobian), jacobian), 0.0)
+                z_ = tl.load(state[:, None] + cell)
+                dz = tl.load(state[:, None] + ROWS * DIMS + cell)
                 _add(total + DIMS + col, tl.sum(tl.fma(dgp[:, None], z_, gp[:, None] * dz), axis=0), later)
                 _add(total + 2 * DIMS + col, tl.sum(tl.fma(dh[:, None], g_, h[:, None] * dg), axis=0), later)
                 _add(one + 1, _sum(dgp), later)
                 _add(one + 2, _sum(dgrown), later)
                 dg = _outer(dgp, w_, _outer(gp, dw, dg))
             else:
+                z_ = tl.load(state[:, None] + cell)
                 _add(total + DIMS + col, tl.sum(gp[:, None] * z_, axis=0), later)
                 _add(one + 1, _sum(gp), later)
             g_ = _outer(gp, w_, g_)

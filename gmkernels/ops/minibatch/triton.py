@@ -7,6 +7,8 @@ rebuilt in backward and double backward.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,10 +31,10 @@ def _coordinate(data, index, c, stride, stride_c, count):
 
 
 @triton.jit
-def _own(data, i, stride, stride_c, count, WIDTH: tl.constexpr):
-    """The first WIDTH coordinates of the samples i, to stay in registers."""
+def _own(data, i, stride, stride_c, count, COUNT: tl.constexpr):
+    """The first COUNT coordinates of the samples i, to stay in registers."""
     coordinates = ()
-    for c in tl.static_range(WIDTH):
+    for c in tl.static_range(COUNT):
         coordinates = coordinates + (_coordinate(data, i, c, stride, stride_c, count)[None, :],)
     return coordinates
 
@@ -45,21 +47,21 @@ def _sign(d):
 @triton.jit
 def _minibatch_kernel(
     m, out, batch, kernels, tiles, dim, stride_i, stride_b, stride_c,
-    WIDTH: tl.constexpr, WHOLE: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
+    HELD: tl.constexpr, WHOLE: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
-    """o_i = sum_j e. A program holds WIDTH coordinates of its samples, all there are if WHOLE."""
+    """o_i = sum_j e. A program holds HELD coordinates of its samples, all there are if WHOLE."""
     b = (tl.program_id(0) // tiles).to(tl.int64)
     i = (tl.program_id(0) % tiles) * I + tl.arange(0, I)
     m += b * stride_b
-    own = _own(m, i, stride_i, stride_c, batch, WIDTH)
+    own = _own(m, i, stride_i, stride_c, batch, HELD)
     total = tl.zeros([I], tl.float32)
     for tile in tl.range(0, tl.cdiv(batch, J), num_stages=1):
         j = tile * J + tl.arange(0, J)
         distance = tl.zeros([J, I], tl.float32)
-        for c in tl.static_range(WIDTH):
+        for c in tl.static_range(HELD):
             distance += tl.abs(own[c] - _coordinate(m, j, c, stride_i, stride_c, batch)[:, None])
         if not WHOLE:
-            for c in tl.range(WIDTH, dim, num_stages=1):
+            for c in tl.range(HELD, dim, num_stages=1):
                 m_i = _coordinate(m, i, c, stride_i, stride_c, batch)[None, :]
                 distance += tl.abs(m_i - _coordinate(m, j, c, stride_i, stride_c, batch)[:, None])
         pair = (j < batch)[:, None] & (j[:, None] != i[None, :])
@@ -71,12 +73,13 @@ def _minibatch_kernel(
 def _minibatch_gradient_kernel(
     m, v, grad, out, out_m, batch, kernels, tiles, chunks, dim,
     stride_i, stride_b, stride_c, v_i, v_b, v_c, g_i, g_b,
-    DOUBLE: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
+    DOUBLE: tl.constexpr, HELD: tl.constexpr, WHOLE: tl.constexpr, WIDTH: tl.constexpr, SINGLE: tl.constexpr,
+    I: tl.constexpr, J: tl.constexpr,
 ):  # fmt: skip
     """First derivative dM_i = -sum_j (g_i + g_j) e s, or its tangent along v, in which e turns into -e p.
 
-    A program sums for WIDTH coordinates, all there are if WHOLE; else each chunk of coordinates has its own programs,
-    which all rebuild the distances.
+    A program holds HELD coordinates of its samples, all there are if WHOLE. It sums for WIDTH of them; if that is not
+    all, each chunk of WIDTH has its own programs, which all rebuild the distances.
     """
     chunk = tl.program_id(0) % chunks
     rest = tl.program_id(0) // chunks
@@ -85,10 +88,15 @@ def _minibatch_gradient_kernel(
     m += b * stride_b
     grad += b * g_b
     g = tl.load(grad + i.to(tl.int64) * g_i, mask=i < batch, other=0.0).to(tl.float32)[None, :]
-    own = _own(m, i, stride_i, stride_c, batch, WIDTH)
+    own = _own(m, i, stride_i, stride_c, batch, HELD)
+    # The last chunk is as wide as the others and begins earlier, so that a coordinate is a constant step from here.
+    start = (tl.zeros([1], tl.int64) + tl.minimum(chunk * WIDTH, dim - WIDTH))
+    part = m + start * stride_c
+    if not SINGLE:
+        summed = _own(part, i, stride_i, stride_c, batch, WIDTH)
     if DOUBLE:
         v += b * v_b
-        own_v = _own(v, i, v_i, v_c, batch, WIDTH)
+        own_v = _own(v, i, v_i, v_c, batch, HELD)
     total = tl.zeros([I], tl.float32)
     sums = ()
     for _ in tl.static_range(WIDTH):
@@ -97,19 +105,22 @@ def _minibatch_gradient_kernel(
         j = tile * J + tl.arange(0, J)
         distance = tl.zeros([J, I], tl.float32)
         p = tl.zeros([J, I], tl.float32)
-        for c in tl.static_range(WIDTH):
+        signs = ()
+        for c in tl.static_range(HELD):
             d = own[c] - _coordinate(m, j, c, stride_i, stride_c, batch)[:, None]
             distance += tl.abs(d)
             if DOUBLE:
                 p = tl.fma(_sign(d), own_v[c] - _coordinate(v, j, c, v_i, v_c, batch)[:, None], p)
+            if SINGLE:
+                signs = signs + (_sign(d),)
         if not WHOLE:
-            for c in tl.range(WIDTH, dim, num_stages=1):
+            for c in tl.range(HELD, dim, num_stages=1):
                 m_i = _coordinate(m, i, c, stride_i, stride_c, batch)[None, :]
                 d = m_i - _coordinate(m, j, c, stride_i, stride_c, batch)[:, None]
                 distance += tl.abs(d)
                 if DOUBLE:
-                    along_i = _coordinate(v, i, c, v_i, v_c, batch)[None, :]
-                    p = tl.fma(_sign(d), along_i - _coordinate(v, j, c, v_i, v_c, batch)[:, None], p)
+                    v_c_i = _coordinate(v, i, c, v_i, v_c, batch)[None, :]
+                    p = tl.fma(_sign(d), v_c_i - _coordinate(v, j, c, v_i, v_c, batch)[:, None], p)
         pair = (j < batch)[:, None] & (j[:, None] != i[None, :])
         weight = -exp(-distance)
         if DOUBLE:
@@ -120,41 +131,36 @@ def _minibatch_gradient_kernel(
         weight = tl.where(pair, weight, 0.0)
         added = ()
         for k in tl.static_range(WIDTH):
-            if WHOLE:
-                d = own[k] - _coordinate(m, j, k, stride_i, stride_c, batch)[:, None]
+            if SINGLE:
+                added = added + (sums[k] + tl.sum(weight * signs[k], axis=0),)
             else:
-                c = tl.minimum(chunk * WIDTH + k, dim - 1)
-                m_i = _coordinate(m, i, c, stride_i, stride_c, batch)[None, :]
-                d = m_i - _coordinate(m, j, c, stride_i, stride_c, batch)[:, None]
-            added = added + (sums[k] + tl.sum(weight * _sign(d), axis=0),)
+                d = summed[k] - _coordinate(part, j, k, stride_i, stride_c, batch)[:, None]
+                added = added + (sums[k] + tl.sum(weight * _sign(d), axis=0),)
         sums = added
     rows = i.to(tl.int64) * kernels + b
-    start = tl.zeros([1], tl.int32) + chunk * WIDTH
     if DOUBLE:
         tl.store(out + rows, total, mask=(i < batch) & (start == 0))
     for k in tl.static_range(WIDTH):
-        c = start + k
-        tl.store(out_m + rows * dim + c, sums[k], mask=(i < batch) & (c < dim))
+        tl.store(out_m + rows * dim + start + k, sums[k], mask=(i < batch) & (start + k >= chunk * WIDTH))
 
 
-# Up to so many coordinates a program holds them all; beyond, distances are rebuilt for each chunk of WIDTH.
-_WHOLE, _WIDTH = 64, 32
-# (samples i, samples j, warps) of a tile by the size of the batch and by whether there are few coordinates, which leave
-# registers for two samples i in a thread.
-_FEW_COORDINATES = 16
-_SMALL, _LARGE = {True: (32, 16, 1), False: (32, 8, 1)}, {True: (128, 8, 2), False: (64, 8, 2)}
-_TILES = {80: {"small": _SMALL, "large": _LARGE}, 90: {"small": _SMALL, "large": _LARGE}}
+# Up to so many coordinates, a program sums for all of them; of more, for so many at a time.
+_FEW = 16
+# How many coordinates a program holds: forward, backward, double backward. What it does not, it reads again and again.
+_HELD = (64, 56, 32)
+# (samples i, samples j, warps) of a tile for few coordinates and for more, by the size of the batch.
 _SMALL_BATCH = 512
+_FORWARD = {"small": ((32, 16, 1), (32, 8, 1)), "large": ((128, 8, 2), (64, 8, 2))}
+_GRADIENT = {"small": ((32, 4, 1), (32, 4, 1)), "large": ((64, 4, 2), (64, 4, 2))}
+_TILES = {80: (_FORWARD, _GRADIENT, _GRADIENT), 90: (_FORWARD, _GRADIENT, _GRADIENT)}
 
 
-def _tile(m: Tensor) -> tuple[dict[str, int], int]:
-    """Constants of a launch, and its chunks of coordinates."""
+def _tile(m: Tensor, order: int) -> dict[str, Any]:
     batch, _, dim = m.shape
-    bucket = _TILES[architecture(m)]["small" if batch <= _SMALL_BATCH else "large"]
-    i, j, warps = bucket[dim <= _FEW_COORDINATES]
-    whole = dim <= _WHOLE
-    width = dim if whole else _WIDTH
-    return {"WIDTH": width, "WHOLE": whole, "I": i, "J": j, "warps": warps}, 1 if whole else ceil_div(dim, width)
+    table = _TILES[architecture(m)][order]["small" if batch <= _SMALL_BATCH else "large"]
+    i, j, warps = table[dim > _FEW]
+    held = min(dim, _HELD[order])
+    return {"HELD": held, "WHOLE": held == dim, "I": i, "J": j, "warps": warps}
 
 
 def minibatch_discrimination(m: Tensor) -> Tensor:
@@ -162,7 +168,7 @@ def minibatch_discrimination(m: Tensor) -> Tensor:
     out = m.new_empty(batch, kernels)
     if out.numel() == 0:
         return out
-    tile, _ = _tile(m)
+    tile = _tile(m, 0)
     tiles = ceil_div(batch, tile["I"])
     launch(_minibatch_kernel, kernels * tiles, m, out, batch, kernels, tiles, dim, *m.stride(), **tile)
     return out
@@ -183,12 +189,12 @@ def _gradient(v: Tensor | None, grad: Tensor, m: Tensor) -> tuple[Tensor | None,
     out, out_m = None if v is None else m.new_empty(batch, kernels), m.new_empty(m.shape)
     if m.numel() == 0:
         return None if out is None else out.zero_(), out_m
-    tile, chunks = _tile(m)
-    tiles = ceil_div(batch, tile["I"])
+    tile = _tile(m, 1 if v is None else 2)
+    tiles, chunks = ceil_div(batch, tile["I"]), ceil_div(dim, _FEW)
     launch(
         _minibatch_gradient_kernel, kernels * tiles * chunks,
         m, v, grad, out, out_m, batch, kernels, tiles, chunks, dim,
         *m.stride(), *((0, 0, 0) if v is None else v.stride()), *grad.stride(),
-        DOUBLE=v is not None, **tile,
+        DOUBLE=v is not None, WIDTH=ceil_div(dim, chunks), SINGLE=chunks == 1, **tile,
     )  # fmt: skip
     return out, out_m
