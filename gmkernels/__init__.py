@@ -1,7 +1,8 @@
 """gmkernels: the hot paths of classical deep generative models as fused operators behind PyTorch autograd."""
 
 from . import nn, random
-from .core.backends import BackendError, backend_for, use_backend
+from .core.backends import BackendError, use_backend
+from .core.doors import backend_for
 from .ops.coupling import affine_coupling, planar_flow
 from .ops.minibatch import minibatch_discrimination
 from .version import __version__

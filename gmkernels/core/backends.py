@@ -23,8 +23,6 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from . import doors
-
 _P, _R = ParamSpec("_P"), TypeVar("_R")
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -34,7 +32,7 @@ class BackendError(RuntimeError):
     """An explicitly requested backend cannot run this call."""
 
 
-class _Setting:
+class setting:
     """The process-wide choice. A plain attribute, because torch.compile can guard on it and not on a ContextVar."""
 
     name = "auto"
@@ -46,7 +44,7 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_Setting.name = _checked(os.environ.get("GMKERNELS_BACKEND", "auto"), "GMKERNELS_BACKEND")
+setting.name = _checked(os.environ.get("GMKERNELS_BACKEND", "auto"), "GMKERNELS_BACKEND")
 
 
 @contextlib.contextmanager
@@ -55,11 +53,11 @@ def use_backend(name: str) -> Iterator[None]:
 
     An explicit ``backend=`` argument of a call still wins.
     """
-    before, _Setting.name = _Setting.name, _checked(name, "use_backend")
+    before, setting.name = setting.name, _checked(name, "use_backend")
     try:
         yield
     finally:
-        _Setting.name = before
+        setting.name = before
 
 
 def _constant(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -130,12 +128,7 @@ def _order(device: str, supported: tuple[str, ...]) -> tuple[str, ...]:
 
 def resolve(op: str, backend: str, tensors: Sequence[Tensor], supported: tuple[str, ...]) -> str:
     """The backend this call runs on."""
-    name = _Setting.name if backend == "auto" else _checked(backend, op)
-    if name != "reference" and doors.transforming():
-        # vmap, jvp and the other transforms of torch.func need plain operations to look into.
-        if name != "auto":
-            raise BackendError(f"{op}: backend {name!r} cannot run under a torch.func transform; use 'reference'")
-        return "reference"
+    name = setting.name if backend == "auto" else _checked(backend, op)
     if name == "auto":
         for candidate in _preference(tensors[0].device.type, supported):
             # The C++ core takes every floating dtype, so only the others need to look closer.
@@ -147,15 +140,11 @@ def resolve(op: str, backend: str, tensors: Sequence[Tensor], supported: tuple[s
     return name
 
 
-def backend_for(op: str | Callable[..., object], *tensors: Tensor) -> str:
-    """The backend that ``auto`` takes for an operator on these tensors, without running it.
-
-    Args:
-        op: the public function or its name, such as ``gmkernels.affine_coupling`` or ``"affine_coupling"``.
-        tensors: the floating-point tensors of the call.
-    """
-    name = op if isinstance(op, str) else op.__name__
-    operator = doors.OPERATORS.get(name) or doors.OPERATORS.get(f"random_{name}")
-    if operator is None:
-        raise ValueError(f"backend_for: unknown operator {name!r}; known are {', '.join(sorted(doors.OPERATORS))}")
-    return resolve(name, "auto", tensors, operator.backends)
+def plain_only(op: str, backend: str) -> str:
+    """The reference, where nothing else can run: under the transforms of torch.func and forward-mode AD."""
+    name = setting.name if backend == "auto" else _checked(backend, op)
+    if name not in ("auto", "reference"):
+        raise BackendError(
+            f"{op}: backend {name!r} cannot run under a torch.func transform or forward-mode AD; use 'reference'"
+        )
+    return "reference"

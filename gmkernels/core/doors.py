@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from . import backends as _backends
+
 OPERATORS: dict[str, Operator] = {}
 
 _library = torch.library.Library("gmkernels", "FRAGMENT")
-_PLAIN = (Tensor, Parameter)
 
 # The only place that reaches below PyTorch's public surface; each line has a test in tests/ops/test_doors.py.
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -46,11 +47,10 @@ class _Node(torch.autograd.Function):
     """The autograd node of every operator, behind either door."""
 
     @staticmethod
-    def forward(ctx: Any, op: Operator, launch: Callable[..., Any], *args: Any) -> Any:
+    def forward(ctx: Any, op: Operator, launch: Callable[..., Any], backend: str, *args: Any) -> Any:
         out = launch(*args)
-        n = op.tensors
-        ctx.op, ctx.constants = op, args[n:]
-        ctx.save_for_backward(*args[:n] if op.saves is None else op.saves(args[:n], out))
+        ctx.op, ctx.constants = op, (*args[op.tensors :], backend)
+        ctx.save_for_backward(*args[: op.tensors])
         return out
 
     @staticmethod
@@ -58,8 +58,8 @@ class _Node(torch.autograd.Function):
         op = ctx.op
         if op.vjp is None:
             raise NotImplementedError(f"{op.name} cannot be differentiated again: {op.family} is twice differentiable")
-        inputs = op.vjp(ctx.needs_input_grad[2:], ctx.saved_tensors, ctx.constants, grads)
-        return (None, None, *inputs, *[None] * len(ctx.constants))
+        inputs = op.vjp(ctx.needs_input_grad[3:], ctx.saved_tensors, ctx.constants, grads)
+        return (None, None, None, *inputs, *[None] * (len(ctx.constants) - 1))
 
 
 class Operator:
@@ -70,6 +70,8 @@ class Operator:
         schema: ``name(Tensor a, Tensor? b, int k, str backend) -> (Tensor, Tensor)``. Tensors come first,
             ``backend`` last.
         fake: the same arguments (without ``backend``) to empty outputs of the right shape, dtype and strides.
+        reference: the plain-PyTorch definition, with the same arguments as ``fake``; None for a derivative, whose
+            backend was settled when its operator was called.
         backends: those that have a launcher.
     """
 
@@ -80,15 +82,16 @@ class Operator:
         family: str,
         schema: str,
         fake: Callable[..., Any],
+        reference: Callable[..., Any] | None = None,
         backends: tuple[str, ...] = ("cpu", "triton"),
     ) -> None:
-        self.family, self.backends = family, backends
+        self.family, self.reference, self.backends = family, reference, backends
         self.name = schema[: schema.index("(")]
         heads = [part.split()[0] for part in schema[schema.index("(") + 1 : schema.index(")")].split(",")]
         self.tensors = sum(head in ("Tensor", "Tensor?") for head in heads)
-        self.saves: Callable[[Sequence[Any], Any], Sequence[Any]] | None = None
         self.vjp: Callable[..., Sequence[Tensor | None]] | None = None
         self._launchers: dict[str, Callable[..., Any]] = {}
+        self._cpu_default: str | None = None
 
         _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
         for key in ("CPU", "CUDA"):
@@ -98,18 +101,14 @@ class Operator:
         self.handle = getattr(torch.ops.gmkernels, self.name).default
         OPERATORS[self.name] = self
 
-    def derivative(self, saves: Callable[[Sequence[Any], Any], Sequence[Any]] | None = None) -> Callable[..., Any]:
-        """Register ``vjp(needs, saved, constants, grads) -> one gradient (or None) per tensor argument``.
+    def derivative(self, vjp: Callable[..., Sequence[Tensor | None]]) -> Callable[..., Sequence[Tensor | None]]:
+        """Decorator: register ``vjp(needs, saved, constants, grads) -> one gradient (or None) per tensor argument``.
 
-        ``saves(tensor_inputs, outputs)`` picks what is kept for backward; by default all tensor inputs. Keep inputs
-        and outputs only: an intermediate kept here would make double backward silently wrong.
+        ``saved`` are all tensor arguments and nothing else: an intermediate kept for backward would make double
+        backward silently wrong. ``constants`` are the other arguments, the backend last.
         """
-
-        def register(vjp: Callable[..., Sequence[Tensor | None]]) -> Callable[..., Sequence[Tensor | None]]:
-            self.saves, self.vjp = saves, vjp
-            return vjp
-
-        return register
+        self.vjp = vjp
+        return vjp
 
     def launcher(self, backend: str) -> Callable[..., Any]:
         """The function that runs this operator on a backend, imported on first use."""
@@ -119,35 +118,76 @@ class Operator:
             found = self._launchers[backend] = getattr(module, self.name)
         return found
 
-    def _launch(self, *args: Any) -> Any:
-        return self.launcher(args[-1])(*args[:-1])
-
-    def _eager(self, *args: Any) -> Any:
-        return self._launchers[args[-1]](*args[:-1])
-
-    def _below(self, *args: Any) -> Any:
-        with _BelowAutograd():
-            return self.handle(*args)
-
-    def _autograd(self, *args: Any) -> Any:
-        if any(t is not None and _unpack_dual(t, level=0)[1] is not None for t in args[: self.tensors]):
-            # Below, the tangent would be dropped without a word.
-            raise NotImplementedError(f"{self.name} has no forward-mode derivative; use backend='reference'")
-        if _grad_enabled() and any(t is not None and t.requires_grad for t in args[: self.tensors]):
-            return _Node.apply(self, self._below, *args)
-        return self._below(*args)
-
     def __call__(self, *args: Any) -> Any:
-        """Run with ``args`` as in the schema, ``backend`` last."""
-        if _compiling() or _dispatch_modes():
-            return self.handle(*args)
+        """Run with ``args`` as in the schema. The last is the backend the caller asked for, ``"auto"`` included."""
+        if _compiling() or _dispatch_modes() or _functorch_active() or _forward_ad._current_level >= 0:
+            return self._unusual(*args)
+        *args, backend = args  # type: ignore[assignment]
         differentiable = False
         for t in args[: self.tensors]:
             if t is not None:
-                if type(t) not in _PLAIN:
-                    return self.handle(*args)
-                differentiable = differentiable or t.requires_grad
-        launch = self._launchers.get(args[-1]) or self.launcher(args[-1])
+                if type(t) is not Tensor and type(t) is not Parameter:
+                    return self._unusual(*args, backend)
+                if t.requires_grad:
+                    differentiable = True
+        if self.reference is not None:
+            if backend == "auto" and _backends.setting.name == "auto" and args[0].is_cpu:
+                backend = self._cpu_default or self._resolve(args, backend)
+                self._cpu_default = backend
+            else:
+                backend = self._resolve(args, backend)
+            if backend == "reference":
+                return self.reference(*args)
+        launch = self._launchers.get(backend) or self.launcher(backend)
         if differentiable and _grad_enabled():
-            return _Node.apply(self, self._eager, *args)
-        return launch(*args[:-1])
+            return _Node.apply(self, launch, backend, *args)
+        return launch(*args)
+
+    def _resolve(self, args: Sequence[Any], backend: str) -> str:
+        tensors = [t for t in args[: self.tensors] if t is not None]
+        return _backends.resolve(self.name, backend, tensors, self.backends)
+
+    def _unusual(self, *args: Any) -> Any:
+        """The reference under transforms of torch.func, which need plain operations to look into; else the dispatcher."""
+        *rest, backend = args
+        if transforming():
+            backend = _backends.plain_only(self.name, backend)
+        elif self.reference is not None:
+            backend = self._resolve(rest, backend)
+        if backend == "reference" and self.reference is not None:
+            return self.reference(*rest)
+        return self.handle(*rest, backend)
+
+    # ---- behind the dispatcher ----
+
+    def _launch(self, *args: Any) -> Any:
+        return self.launcher(args[-1])(*args[:-1])
+
+    def _autograd(self, *args: Any) -> Any:
+        *rest, backend = args
+        tensors = [t for t in rest[: self.tensors] if t is not None]
+
+        def below(*inner: Any) -> Any:
+            with _BelowAutograd():
+                return self.handle(*inner, backend)
+
+        if any(_unpack_dual(t, level=0)[1] is not None for t in tensors):
+            # Below, the tangent would be dropped without a word.
+            raise NotImplementedError(f"{self.name} has no forward-mode derivative; use backend='reference'")
+        if _grad_enabled() and any(t.requires_grad for t in tensors):
+            return _Node.apply(self, below, backend, *rest)
+        return below(*rest)
+
+
+def backend_for(op: str | Callable[..., object], *tensors: Tensor) -> str:
+    """The backend that ``auto`` takes for an operator on these tensors, without running it.
+
+    Args:
+        op: the public function or its name, such as ``gmkernels.affine_coupling`` or ``"affine_coupling"``.
+        tensors: the tensors of the call.
+    """
+    name = op if isinstance(op, str) else op.__name__
+    operator = OPERATORS.get(name) or OPERATORS.get(f"random_{name}")
+    if operator is None:
+        raise ValueError(f"backend_for: unknown operator {name!r}; known are {', '.join(sorted(OPERATORS))}")
+    return _backends.resolve(name, "auto", tensors, operator.backends)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gmkernels.core import backends, checks
+from gmkernels.core import checks
 
 from . import (
     autograd,  # noqa: F401  (registers the derivatives)
@@ -80,7 +80,9 @@ def affine_coupling(
         log_scale = _expand("log_scale", log_scale, x)
         shift = _expand("shift", shift, x)
     if x.dim() < 2:
-        raise ValueError(f"affine_coupling: x must have shape (batch, ...) of two dimensions or more, got {tuple(x.shape)}")
+        raise ValueError(
+            f"affine_coupling: x must have shape (batch, ...) of two dimensions or more, got {tuple(x.shape)}"
+        )
     if not x.device == log_scale.device == shift.device:
         checks.same_device("affine_coupling", x=x, log_scale=log_scale, shift=shift)
     limit = reference.SCALE_MAPS.get(scale_map)
@@ -90,11 +92,7 @@ def affine_coupling(
         limit = _clamp(scale_map, clamp)
     if mask is not None:
         mask = _mask(mask, x)
-    operator = library.affine_coupling
-    chosen = backends.resolve("affine_coupling", backend, (x, log_scale), operator.backends)
-    if chosen == "reference":
-        return reference.affine_coupling(x, log_scale, shift, mask, scale_map, limit, inverse)  # type: ignore[arg-type]
-    return operator(x, log_scale, shift, mask, scale_map, limit, inverse, chosen)
+    return library.affine_coupling(x, log_scale, shift, mask, scale_map, limit, inverse, backend)
 
 
 def _expand(name: str, value: Tensor, x: Tensor) -> Tensor:
@@ -161,8 +159,4 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, backend: str = "a
     checks.shape("planar_flow", "b", b, u.shape[:1])
     checks.same_dtype("planar_flow", z=z, u=u, w=w, b=b)
     checks.same_device("planar_flow", z=z, u=u, w=w, b=b)
-    operator = library.planar_flow
-    chosen = backends.resolve("planar_flow", backend, (z,), operator.backends)
-    if chosen == "reference":
-        return reference.planar_flow(z, u, w, b)
-    return operator(z, u, w, b, chosen)
+    return library.planar_flow(z, u, w, b, backend)

@@ -17,14 +17,14 @@ from torch import Tensor
 from . import library
 
 
-@library.affine_coupling.derivative()
+@library.affine_coupling.derivative
 def _affine_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     x, s, t, mask = saved
     grad_x, grad_s = library.affine_coupling_backward(*grads, x, s, t, mask, *constants)
     return grad_x, grad_s, _shift(grads[0], grad_x, mask, constants[2]).to(t.dtype), None
 
 
-@library.affine_coupling_backward.derivative()
+@library.affine_coupling_backward.derivative
 def _affine_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     grad_y, grad_logdet, x, s, t, mask = saved
     double = library.affine_coupling_double_backward
@@ -39,11 +39,11 @@ def _shift(grad_y: Tensor | None, grad_x: Tensor, mask: Tensor | None, inverse: 
     return grad if mask is None else grad.masked_fill(mask, 0.0)
 
 
-@library.planar_flow.derivative()
+@library.planar_flow.derivative
 def _planar_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     return library.planar_flow_backward(*grads, *saved, *constants)
 
 
-@library.planar_flow_backward.derivative()
+@library.planar_flow_backward.derivative
 def _planar_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     return library.planar_flow_double_backward(*grads, *saved, *constants)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from gmkernels.core.doors import Operator
 
+from . import reference
+
 _CONSTANTS = "str scale_map, float clamp, bool inverse, str backend"
 
 
@@ -33,6 +35,7 @@ affine_coupling = Operator(
     "coupling",
     f"affine_coupling(Tensor x, Tensor log_scale, Tensor shift, Tensor? mask, {_CONSTANTS}) -> (Tensor, Tensor)",
     _fake,
+    reference.affine_coupling,
 )
 affine_coupling_backward = Operator(
     "coupling",
@@ -65,7 +68,10 @@ def _fake_planar_double_backward(v_z, v_u, v_w, v_b, grad_z, grad_logdet, z, u, 
 
 
 planar_flow = Operator(
-    "coupling", "planar_flow(Tensor z, Tensor u, Tensor w, Tensor b, str backend) -> (Tensor, Tensor)", _fake_planar
+    "coupling",
+    "planar_flow(Tensor z, Tensor u, Tensor w, Tensor b, str backend) -> (Tensor, Tensor)",
+    _fake_planar,
+    reference.planar_flow,
 )
 planar_flow_backward = Operator(
     "coupling",

@@ -246,7 +246,9 @@ def _tile(x: Tensor, batch: int, length: int) -> dict[str, int]:
     return {"ROWS": count, "COLS": cols, "STAGES": stages, "warps": warps, "stages": stages}
 
 
-def _constants(mask: Tensor | None, sizes: tuple[int, int, int], scale_map: str, clamp: float, inverse: bool) -> dict[str, object]:
+def _constants(
+    mask: Tensor | None, sizes: tuple[int, int, int], scale_map: str, clamp: float, inverse: bool
+) -> dict[str, object]:
     return {
         "MAP": scale_map,
         "PLAIN": clamp == 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gmkernels.core import backends, checks
+from gmkernels.core import checks
 
 from . import (
     autograd,  # noqa: F401  (registers the derivatives)
@@ -39,8 +39,4 @@ def minibatch_discrimination(m: Tensor, *, backend: str = "auto") -> Tensor:
     """
     checks.floating("minibatch_discrimination", "m", m)
     checks.dims("minibatch_discrimination", "m", m, 3, "(batch, num_kernels, kernel_dim)")
-    operator = library.minibatch_discrimination
-    chosen = backends.resolve("minibatch_discrimination", backend, (m,), operator.backends)
-    if chosen == "reference":
-        return reference.minibatch_discrimination(m)
-    return operator(m, chosen)
+    return library.minibatch_discrimination(m, backend)

@@ -13,12 +13,12 @@ from __future__ import annotations
 from . import library
 
 
-@library.minibatch_discrimination.derivative()
+@library.minibatch_discrimination.derivative
 def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     (m,), (backend,) = saved, constants
     return (library.minibatch_discrimination_backward(grads[0], m, backend),)
 
 
-@library.minibatch_discrimination_backward.derivative()
+@library.minibatch_discrimination_backward.derivative
 def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     return library.minibatch_discrimination_double_backward(grads[0], *saved, *constants)

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from gmkernels.core.doors import Operator
 
+from . import reference
+
 
 def _fake(m: Tensor) -> Tensor:
     return m.new_empty(m.shape[0], m.shape[1])
@@ -20,7 +22,10 @@ def _fake_double_backward(grad_grad_m: Tensor, grad: Tensor, m: Tensor) -> tuple
 
 
 minibatch_discrimination = Operator(
-    "minibatch", "minibatch_discrimination(Tensor m, str backend) -> Tensor", _fake
+    "minibatch",
+    "minibatch_discrimination(Tensor m, str backend) -> Tensor",
+    _fake,
+    reference.minibatch_discrimination,
 )
 minibatch_discrimination_backward = Operator(
     "minibatch", "minibatch_discrimination_backward(Tensor grad, Tensor m, str backend) -> Tensor", _fake_backward

@@ -90,7 +90,7 @@ def _minibatch_gradient_kernel(
     g = tl.load(grad + i.to(tl.int64) * g_i, mask=i < batch, other=0.0).to(tl.float32)[None, :]
     own = _own(m, i, stride_i, stride_c, batch, HELD)
     # The last chunk is as wide as the others and begins earlier, so that a coordinate is a constant step from here.
-    start = (tl.zeros([1], tl.int64) + tl.minimum(chunk * WIDTH, dim - WIDTH))
+    start = tl.zeros([1], tl.int64) + tl.minimum(chunk * WIDTH, dim - WIDTH)
     part = m + start * stride_c
     if not SINGLE:
         summed = _own(part, i, stride_i, stride_c, batch, WIDTH)

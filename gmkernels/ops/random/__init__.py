@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gmkernels.core import backends, checks
+from gmkernels.core import checks
 
 from . import library, reference
 
@@ -77,10 +77,7 @@ def bits(key: Tensor, shape: int | Sequence[int], *, first: int = 0, backend: st
     """
     _check_key("bits", key, first)
     sizes = _shape("bits", shape)
-    chosen = backends.resolve("bits", backend, (key,), library.random_bits.backends)
-    if chosen == "reference":
-        return reference.random_bits(key, sizes, first)
-    return library.random_bits(key, sizes, first, chosen)
+    return library.random_bits(key, sizes, first, backend)
 
 
 def uniform(
@@ -100,10 +97,7 @@ def uniform(
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"uniform: dtype must be float32 or float64, got {dtype}")
     sizes = _shape("uniform", shape)
-    chosen = backends.resolve("uniform", backend, (key,), library.random_uniform.backends)
-    if chosen == "reference":
-        return reference.random_uniform(key, sizes, first, dtype)
-    return library.random_uniform(key, sizes, first, dtype, chosen)
+    return library.random_uniform(key, sizes, first, dtype, backend)
 
 
 def normal(
@@ -124,10 +118,7 @@ def normal(
     if dtype not in checks.FLOATING:
         raise TypeError(f"normal: dtype must be float32, float64, float16 or bfloat16, got {dtype}")
     sizes = _shape("normal", shape)
-    chosen = backends.resolve("normal", backend, (key,), library.random_normal.backends)
-    if chosen == "reference":
-        return reference.random_normal(key, sizes, first, dtype)
-    return library.random_normal(key, sizes, first, dtype, chosen)
+    return library.random_normal(key, sizes, first, dtype, backend)
 
 
 def bernoulli(p: Tensor, key: Tensor, *, first: int = 0, backend: str = "auto") -> Tensor:
@@ -144,7 +135,4 @@ def bernoulli(p: Tensor, key: Tensor, *, first: int = 0, backend: str = "auto") 
     _check_key("bernoulli", key, first)
     checks.same_device("bernoulli", p=p, key=key)
     p = p.detach()
-    chosen = backends.resolve("bernoulli", backend, (p,), library.random_bernoulli.backends)
-    if chosen == "reference":
-        return reference.random_bernoulli(p, key, first)
-    return library.random_bernoulli(p, key, first, chosen)
+    return library.random_bernoulli(p, key, first, backend)

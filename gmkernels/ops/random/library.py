@@ -9,6 +9,8 @@ from torch import Tensor
 
 from gmkernels.core.doors import Operator
 
+from . import reference
+
 _BACKENDS = ("cpu", "triton", "cuda")
 
 
@@ -25,20 +27,30 @@ def _fake_bernoulli(p: Tensor, key: Tensor, first: int) -> Tensor:
 
 
 random_bits = Operator(
-    "random", "random_bits(Tensor key, SymInt[] shape, SymInt first, str backend) -> Tensor", _fake_bits, _BACKENDS
+    "random",
+    "random_bits(Tensor key, SymInt[] shape, SymInt first, str backend) -> Tensor",
+    _fake_bits,
+    reference.random_bits,
+    _BACKENDS,
 )
 random_uniform = Operator(
     "random",
     "random_uniform(Tensor key, SymInt[] shape, SymInt first, ScalarType dtype, str backend) -> Tensor",
     _fake_real,
+    reference.random_uniform,
     _BACKENDS,
 )
 random_normal = Operator(
     "random",
     "random_normal(Tensor key, SymInt[] shape, SymInt first, ScalarType dtype, str backend) -> Tensor",
     _fake_real,
+    reference.random_normal,
     _BACKENDS,
 )
 random_bernoulli = Operator(
-    "random", "random_bernoulli(Tensor p, Tensor key, SymInt first, str backend) -> Tensor", _fake_bernoulli, _BACKENDS
+    "random",
+    "random_bernoulli(Tensor p, Tensor key, SymInt first, str backend) -> Tensor",
+    _fake_bernoulli,
+    reference.random_bernoulli,
+    _BACKENDS,
 )
