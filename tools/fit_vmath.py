@@ -32,7 +32,9 @@ def solve(f: Real, weight: Real, powers: Iterable[int], nodes: list[mpf]) -> lis
     return list(mpmath.lu_solve(rows.T * rows, rows.T * values))
 
 
-def fit(name: str, f: Real, weight: Real, degree: int, low: float, high: float) -> None:
+def fit(
+    name: str, f: Real, weight: Real, degree: int, low: float, high: float, rounded: Callable[[mpf], float] = float32
+) -> None:
     middle, half = (mpf(low) + mpf(high)) / 2, (mpf(high) - mpf(low)) / 2
     nodes = [middle - half * mpmath.cos(mpmath.pi * (2 * i + 1) / (2 * NODES)) for i in range(NODES)]
     done: list[float] = []
@@ -41,11 +43,11 @@ def fit(name: str, f: Real, weight: Real, degree: int, low: float, high: float) 
         def rest(x: mpf) -> mpf:
             return f(x) - sum(c * x**p for p, c in enumerate(done))
 
-        done.append(float32(solve(rest, weight, range(power, degree + 1), nodes)[0]))
+        done.append(rounded(solve(rest, weight, range(power, degree + 1), nodes)[0]))
     worst = max(abs(weight(x) * (f(x) - sum(c * x**p for p, c in enumerate(done)))) for x in nodes)
     print(f"{name}: relative error {float(worst):.3g} = {float(worst * 2**24):.3g} * 2**-24")
     for power, c in enumerate(done):
-        print(f"  {power}: {c:.9g} = {c.hex()}")
+        print(f"  {power}: {c:.{17 if rounded is float else 9}g}")
 
 
 def main() -> None:
@@ -74,22 +76,25 @@ def main() -> None:
     )
     # sin(2 pi r) = r (2 pi + r^2 p(r^2)), cos(2 pi r) = 1 + r^2 p(r^2)
     tau = 2 * mpmath.pi
-    fit(
-        "sin",
-        lambda y: (mpmath.sin(tau * mpmath.sqrt(y)) / mpmath.sqrt(y) - tau) / y,
-        lambda y: y * mpmath.sqrt(y) / mpmath.sin(tau * mpmath.sqrt(y)),
-        3,
-        1e-9,
-        1 / 64,
-    )
-    fit(
-        "cos",
-        lambda y: (mpmath.cos(tau * mpmath.sqrt(y)) - 1) / y,
-        lambda y: y / mpmath.cos(tau * mpmath.sqrt(y)),
-        3,
-        1e-9,
-        1 / 64,
-    )
+    for name, degree, rounded in (("float32", 3, float32), ("float64", 6, float)):
+        fit(
+            f"sin {name}",
+            lambda y: (mpmath.sin(tau * mpmath.sqrt(y)) / mpmath.sqrt(y) - tau) / y,
+            lambda y: y * mpmath.sqrt(y) / mpmath.sin(tau * mpmath.sqrt(y)),
+            degree,
+            1e-9,
+            1 / 64,
+            rounded,
+        )
+        fit(
+            f"cos {name}",
+            lambda y: (mpmath.cos(tau * mpmath.sqrt(y)) - 1) / y,
+            lambda y: y / mpmath.cos(tau * mpmath.sqrt(y)),
+            degree,
+            1e-9,
+            1 / 64,
+            rounded,
+        )
     for name, value in (("log2(e)", 1 / mpmath.log(2)), ("2 pi", tau), ("pi / 2", mpmath.pi / 2)):
         high = float32(value)
         print(f"{name}: {high:.9g} = {high.hex()}, rest {float32(value - high):.9g}")

@@ -34,7 +34,7 @@ from gmkernels.core.triton_launch import INT32_SAFE
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 _TYPES = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64",
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64",
     torch.int32: "*i32", torch.uint8: "*u8",
 }  # fmt: skip
 
@@ -58,7 +58,7 @@ def record(kernel: Any, programs: int, args: tuple[Any, ...], constants: dict[st
             types[name] = _TYPES[value.dtype]
             if value.storage_offset() * value.element_size() % 16 == 0:
                 aligned.append(n)
-        elif value is None or type(value) is int and value == 1:
+        elif value is None or (type(value) is int and value == 1):
             types[name], fixed[name] = "constexpr", value
         elif type(value) is int:
             types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
@@ -172,7 +172,21 @@ def minibatch() -> Iterator[Case]:
     yield from calls(256, 100, 5, torch.float16)
 
 
-FAMILIES = {"affine": affine, "planar": planar, "minibatch": minibatch}
+def random() -> Iterator[Case]:
+    from gmkernels.ops.random import triton as family
+
+    key, shape = _empty(2, dtype=torch.int64), (1000, 77)
+    yield "bits", lambda: family.random_bits(key, shape, 5)
+    for dtype in (torch.float32, torch.float64):
+        yield f"uniform {dtype}", lambda dtype=dtype: family.random_uniform(key, shape, 5, dtype)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        yield f"normal {dtype}", lambda dtype=dtype: family.random_normal(key, shape, 5, dtype)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        p = _empty(*shape, dtype=dtype)
+        yield f"bernoulli {dtype}", lambda p=p: family.random_bernoulli(p, key, 5)
+
+
+FAMILIES = {"affine": affine, "planar": planar, "minibatch": minibatch, "random": random}
 # What CI compiles: the heaviest of each kind.
 QUICK = (
     "tile 4096x2 ", "tile 64x1024", "tanh inverse=True", "softplus inverse=False", "interleaved", "wide", "bfloat16 b",

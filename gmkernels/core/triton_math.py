@@ -226,6 +226,33 @@ def normal_pair(radius_uniform, angle_uniform):
 
 
 @triton.jit
+def sincos2pi_wide(u):
+    """sin(2 pi u) and cos(2 pi u) in float64."""
+    t = u * 4.0 + 6755399441055744.0  # 1.5 * 2^52
+    r = u - (t - 6755399441055744.0) * 0.25
+    y = r * r
+    s = y * -0.71923652888051992 + 3.8202222263136107
+    s = s * y - 15.094650226003163
+    s = s * y + 42.058694040355881
+    s = s * y - 76.705859753654465
+    s = s * y + 81.60524927607679
+    s = s * y - 41.341702240399762
+    s = r * 6.283185307179586477 + r * (s * y)
+    c = y * -1.6928174904600115 + 7.9028606748228167
+    c = c * y - 26.426245664410029
+    c = c * y + 60.244641269216075
+    c = c * y - 85.456817206170328
+    c = c * y + 64.93939402266696
+    c = c * y - 19.739208802178716
+    c = c * y + 1.0
+    quadrant = t.to(tl.int64, bitcast=True)
+    odd = (quadrant & 1) == 1
+    sine = tl.where(odd, c, s)
+    cosine = tl.where(odd, s, c)
+    return tl.where((quadrant & 2) == 2, -sine, sine), tl.where(((quadrant + 1) & 2) == 2, -cosine, cosine)
+
+
+@triton.jit
 def philox4x32(index, seed, offset):
     """The four uint32 words of counter ``(index, offset)`` under ``seed``: int64 tensors, one of them full-sized."""
     c0 = index.to(tl.uint32)
@@ -256,10 +283,10 @@ def uniform(word):
 
 @triton.jit
 def fold_lanes(x):
-    """Sums the last dimension (a power of two, up to 2^16) by folding halves: lane l takes l + L/2, then l + L/4, ..."""
+    """Sums the last dimension, a power of two up to 2^16, by halves: lane l takes l + L/2, then l + L/4, ..."""
     for level in tl.static_range(15):
         if x.shape[-1] == (65536 >> level):
-            low, high = tl.split(tl.trans(tl.reshape(x, x.shape[:-1] + [2, 32768 >> level])))
+            low, high = tl.split(tl.trans(tl.reshape(x, x.shape[:-1] + [2, 32768 >> level])))  # noqa: RUF005
             x = low + high
     if x.shape[-1] == 2:
         low, high = tl.split(x)

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #undef GMK_ISA
 #define GMK_ISA cuda
@@ -35,8 +36,8 @@ GMK_INLINE float product(float a, float b) { return __fmul_rn(a, b); }
 GMK_INLINE double product(double a, double b) { return __dmul_rn(a, b); }
 GMK_INLINE float quotient(float a, float b) { return __fdiv_rn(a, b); }
 GMK_INLINE double quotient(double a, double b) { return __ddiv_rn(a, b); }
-GMK_INLINE int32_t sum(int32_t a, int32_t b) { return int32_t(uint32_t(a) + uint32_t(b)); }
-GMK_INLINE int32_t difference(int32_t a, int32_t b) { return int32_t(uint32_t(a) - uint32_t(b)); }
+template <class T> GMK_INLINE T sum(T a, T b) { return T(std::make_unsigned_t<T>(a) + std::make_unsigned_t<T>(b)); }
+template <class T> GMK_INLINE T difference(T a, T b) { return T(std::make_unsigned_t<T>(a) - std::make_unsigned_t<T>(b)); }
 template <class T> GMK_INLINE T conjunction(T a, T b) { return a & b; }
 template <class T> GMK_INLINE T exclusive(T a, T b) { return a ^ b; }
 
@@ -62,7 +63,7 @@ GMK_COMPARE(==)
 #undef GMK_COMPARE
 
 template <class T> GMK_INLINE pack<T> operator-(pack<T> a) { return -a.v; }
-template <class T> GMK_INLINE pack<T> operator<<(pack<T> a, int n) { return T(uint32_t(a.v) << n); }
+template <class T> GMK_INLINE pack<T> operator<<(pack<T> a, int n) { return T(std::make_unsigned_t<T>(a.v) << n); }
 template <class T> GMK_INLINE pack<T> operator>>(pack<T> a, int n) { return T(a.v >> n); }
 
 template <class T> GMK_INLINE pack<T> select(pack<bool> m, pack<T> a, pack<T> b) { return m.v ? a : b; }

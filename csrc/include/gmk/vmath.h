@@ -8,7 +8,8 @@
 //
 // Methods: argument reduction after W. J. Cody and W. Waite, "Software Manual for the Elementary Functions" (1980), with
 // constants split so that the first product is exact; polynomials fitted by tools/fit_vmath.py; lost low parts
-// recovered with T. J. Dekker's two-sum (Numer. Math. 18, 1971). Double precision goes to the C library.
+// recovered with T. J. Dekker's two-sum (Numer. Math. 18, 1971). Double precision goes to the C
+// library, but for the angles of normals.
 #pragma once
 
 #ifdef __CUDACC__
@@ -246,9 +247,27 @@ GMK_OUTLINE f64 sigmoid(const f64& x) {
 }
 GMK_OUTLINE f64 softplus(const f64& x) { return max(x, f64(0.0)) + log1p(exp(-abs(x))); }
 GMK_OUTLINE f64 logsigmoid(const f64& x) { return -softplus(-x); }
+// Our own here: the C library's reduction of large angles needs a stack on a GPU.
 GMK_OUTLINE void sincos2pi(const f64& u, f64& sine, f64& cosine) {
-  sine = each(u, [](double x) { return ::sin(6.283185307179586477 * x); });
-  cosine = each(u, [](double x) { return ::cos(6.283185307179586477 * x); });
+  const f64 t = u * 4.0 + 0x1.8p52, r = u - (t - 0x1.8p52) * 0.25, y = r * r;
+  f64 s = y * -0.71923652888051992 + 3.8202222263136107;
+  s = s * y - 15.094650226003163;
+  s = s * y + 42.058694040355881;
+  s = s * y - 76.705859753654465;
+  s = s * y + 81.60524927607679;
+  s = s * y - 41.341702240399762;
+  s = r * 6.283185307179586477 + r * (s * y);
+  f64 c = y * -1.6928174904600115 + 7.9028606748228167;
+  c = c * y - 26.426245664410029;
+  c = c * y + 60.244641269216075;
+  c = c * y - 85.456817206170328;
+  c = c * y + 64.93939402266696;
+  c = c * y - 19.739208802178716;
+  c = c * y + 1.0;
+  const pack<int64_t> quadrant = bits<int64_t>(t);
+  const auto odd = (quadrant & 1) == 1;
+  sine = bits<double>(bits<int64_t>(select<double>(odd, c, s)) ^ ((quadrant & 2) << 62));
+  cosine = bits<double>(bits<int64_t>(select<double>(odd, s, c)) ^ (((quadrant + 1) & 2) << 62));
 }
 GMK_OUTLINE void normal_pair(const f64& radius_uniform, const f64& angle_uniform, f64& z0, f64& z1) {
   const f64 radius = sqrt(-2.0 * log(radius_uniform));
