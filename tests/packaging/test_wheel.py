@@ -43,7 +43,8 @@ def test_the_build_environment_has_no_torch(built: Built) -> None:
     line = re.search(r"^\s*Successfully installed (.*)$", built.log, re.MULTILINE)
     assert line, built.log
     names = {item.rsplit("-", 1)[0] for item in line[1].split()}
-    assert names == {"setuptools", "cmake", "ninja", "pybind11"}
+    assert {"setuptools", "cmake", "ninja", "pybind11"} <= names
+    assert "torch" not in names
 
 
 def test_the_wheel_holds_both_packages_the_cores_and_nothing_else(built: Built) -> None:
