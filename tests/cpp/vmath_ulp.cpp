@@ -1,15 +1,21 @@
 // Measures the error of gmk/vmath.h against the C library in double precision, in units in the last place.
 //
 //   vmath_ulp STRIDE [FUNCTION ...]
+//   vmath_ulp hash STRIDE [FUNCTION ...]
+//   vmath_ulp raw FILE
 //
-// runs over every STRIDE-th float32 bit pattern, its neighbourhoods of special values, and prints one line a function:
-// name, instruction set, largest error, the argument that has it, how many were tried, and a hash of all results.
+// The first runs over every STRIDE-th float32 bit pattern and the neighbours of special values, and prints one line a
+// function: name, instruction set, largest error, the argument that has it, how many were tried, and a hash of all
+// results. The second leaves out the comparison. The third prints the results for the float32 numbers in FILE, as they are in memory, function by function.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#ifdef GMK_CUDA_ON_HOST
+#include "cuda_on_host.h"
+#endif
 #include "gmk/vmath.h"
 
 #define GMK_TEXT2(x) #x
@@ -70,7 +76,7 @@ double ulps(float got, double exact) {
   return exact == 0 ? std::abs(double(got)) / 0x1p-149 : std::abs(double(got) - exact) / spacing;
 }
 
-void measure(const Function& f, uint64_t stride) {
+void measure(const Function& f, uint64_t stride, bool compare) {
   double worst = 0;
   float argument = 0;
   uint64_t count = 0, hash = 14695981039346656037ull;
@@ -80,8 +86,10 @@ void measure(const Function& f, uint64_t stride) {
     for (int l = filled; l < kLanes; ++l) x[l] = 0.25f;
     store(y, f.ours(load(x)));
     for (int l = 0; l < filled; ++l) {
-      const double error = ulps(y[l], f.reference(double(x[l])));
-      if (!(error <= worst)) worst = error, argument = x[l];
+      if (compare) {
+        const double error = ulps(y[l], f.reference(double(x[l])));
+        if (!(error <= worst)) worst = error, argument = x[l];
+      }
       uint32_t word;
       std::memcpy(&word, &y[l], 4);
       hash = (hash ^ (std::isnan(y[l]) ? 0x7FC00000u : word)) * 1099511628211ull;
@@ -116,18 +124,40 @@ void measure(const Function& f, uint64_t stride) {
   std::fflush(stdout);
 }
 
+int raw(const char* path) {
+  std::vector<float> x;
+  std::FILE* file = std::fopen(path, "rb");
+  if (!file) {
+    std::fprintf(stderr, "vmath_ulp: cannot read %s\n", path);
+    return 1;
+  }
+  for (float value; std::fread(&value, sizeof value, 1, file) == 1;) x.push_back(value);
+  std::fclose(file);
+  const size_t count = x.size();
+  x.resize(count + kLanes, 0.25f);
+  std::vector<float> y(x.size());
+  for (const Function& f : kFunctions) {
+    for (size_t i = 0; i < count; i += kLanes) store(&y[i], f.ours(load(&x[i])));
+    std::fwrite(y.data(), sizeof(float), count, stdout);
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const uint64_t stride = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1021;
+  if (argc == 3 && !std::strcmp(argv[1], "raw")) return raw(argv[2]);
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  const bool compare = arguments.empty() || arguments[0] != "hash";
+  if (!compare) arguments.erase(arguments.begin());
+  const uint64_t stride = arguments.empty() ? 0 : std::strtoull(arguments[0].c_str(), nullptr, 10);
   if (stride == 0) {
-    std::fprintf(stderr, "usage: vmath_ulp STRIDE [FUNCTION ...], STRIDE at least 1\n");
+    std::fprintf(stderr, "usage: vmath_ulp [hash] STRIDE [FUNCTION ...] | raw FILE, STRIDE at least 1\n");
     return 2;
   }
-  const std::vector<std::string> only(argv + std::min(argc, 2), argv + argc);
   for (const Function& f : kFunctions) {
-    bool wanted = only.empty();
-    for (const auto& name : only) wanted = wanted || name == f.name;
-    if (wanted) measure(f, stride);
+    bool wanted = arguments.size() == 1;
+    for (size_t i = 1; i < arguments.size(); ++i) wanted = wanted || arguments[i] == f.name;
+    if (wanted) measure(f, stride, compare);
   }
 }
