@@ -8,6 +8,7 @@ guards around it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,11 @@ _ALLOCATORS += ((Tensor, "new_empty_strided"),)
 
 def _fill(t: Tensor) -> Tensor:
     storage = t.untyped_storage()
-    torch.empty(0, dtype=torch.uint8, device=t.device).set_(storage).fill_(255)  # type: ignore[call-overload]
+    if t.device.type == "cpu":
+        # Not fill_: its threads hang in a forked child, and dispatch modes would see it.
+        ctypes.memset(storage.data_ptr(), 255, storage.nbytes())
+    else:
+        torch.empty(0, dtype=torch.uint8, device=t.device).set_(storage).fill_(255)  # type: ignore[call-overload]
     return t
 
 

@@ -24,9 +24,9 @@ Ledger = dict[str, dict[str, dict[str, float]]]
 
 
 def measure(row: OperatorRow, backend: str, dtype: torch.dtype) -> ErrorBudget:
-    """The pooled errors of a row over all of its sizes."""
+    """The pooled errors of a row, over three draws of all of its sizes."""
     budget = ErrorBudget()
-    for seed, sizes in enumerate(support.sizes(row, backend)):
+    for seed, sizes in enumerate(support.sizes(row, backend) * (3 if backend == "cpu" else 1)):
         case = row.case(sizes, dtype, seed)
         kernel = support.cpu(evaluate(row, support.on(backend, case), backend))
         budget.add(kernel, evaluate(row, case, "reference"), evaluate(row, case.to(torch.float64), "reference"))

@@ -110,7 +110,7 @@ def test_an_input_changed_in_place_is_noticed(row: OperatorRow, backend: str) ->
 
 @params(**EACH)
 def test_jvp_is_right_or_raises(row: OperatorRow, backend: str) -> None:
-    case = row.case(row.sizes[0], torch.float64)
+    case = row.case(row.sizes[0], row.dtypes[0]).to(torch.float64)
     function, inputs = _function(row, case, "auto")
     plain = tuple(t.detach() for t in inputs)
     tangents = tuple(draw(t.shape, t.dtype, torch.Generator().manual_seed(8)) for t in inputs)
@@ -134,7 +134,7 @@ def test_jvp_is_right_or_raises(row: OperatorRow, backend: str) -> None:
 @params(**EACH)
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_forward_mode_is_right_or_raises(row: OperatorRow, backend: str, requires_grad: bool) -> None:
-    case = row.case(row.sizes[0], torch.float64)
+    case = row.case(row.sizes[0], row.dtypes[0]).to(torch.float64)
     function, inputs = _function(row, case, "auto")
     tangents = [draw(t.shape, t.dtype, torch.Generator().manual_seed(8)) for t in inputs]
     _, expected = torch.func.jvp(function, tuple(t.detach() for t in inputs), tuple(tangents))
@@ -151,7 +151,7 @@ def test_forward_mode_is_right_or_raises(row: OperatorRow, backend: str, require
 
 @params(**EACH)
 def test_vmap_is_right_or_raises(row: OperatorRow, backend: str) -> None:
-    case = row.case(row.sizes[0], torch.float64)
+    case = row.case(row.sizes[0], row.dtypes[0]).to(torch.float64)
     function, inputs = _function(row, case, "auto")
     stacks = tuple(torch.stack((t.detach(), t.detach() * 0.5, -t.detach())) for t in inputs)
     mapped = torch.func.vmap(function)(*stacks)
@@ -166,7 +166,7 @@ def test_vmap_is_right_or_raises(row: OperatorRow, backend: str) -> None:
 
 @params(**EACH)
 def test_func_grad_and_hessian(row: OperatorRow, backend: str) -> None:
-    function, inputs = _function(row, row.case(row.sizes[0], torch.float64), "auto")
+    function, inputs = _function(row, row.case(row.sizes[0], row.dtypes[0]).to(torch.float64), "auto")
 
     def loss(first: torch.Tensor) -> torch.Tensor:
         return sum(out.square().sum() for out in function(first, *[t.detach() for t in inputs[1:]]))

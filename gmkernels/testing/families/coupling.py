@@ -28,8 +28,8 @@ def _affine_make(form: str, **constants: Any) -> Callable[[Sizes, torch.dtype, t
         if form == "channel mask":
             tensors["mask"] = torch.randint(2, (sizes[1], *[1] * (len(sizes) - 2)), generator=generator) == 0
         if form == "broadcast":
-            tensors["log_scale"] = tensors["log_scale"][:1]
-            tensors["shift"] = tensors["shift"][..., :1]
+            tensors["log_scale"] = tensors["log_scale"][..., :1]
+            tensors["shift"] = tensors["shift"][:1]
         return Case(tensors, dict(constants))
 
     return make
@@ -173,5 +173,5 @@ ROWS = (
     _affine("exp, mixed", form="mixed", scale_map="exp"),
     _affine("soft_clip, mixed, inverse", form="mixed", scale_map="soft_clip", inverse=True),
     _planar("mild", 0.7),
-    _planar("steep", 3.0),
+    _planar("steep", 1.5),
 )  # fmt: skip
