@@ -28,6 +28,8 @@ OPERATORS: dict[str, Operator] = {}
 
 _library = torch.library.Library("gmkernels", "FRAGMENT")
 
+_PLAIN = frozenset((Tensor, Parameter, type(None)))
+
 # The only place that reaches below PyTorch's public surface; each line has a test in tests/ops/test_doors.py.
 _functorch_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -47,19 +49,17 @@ class _Node(torch.autograd.Function):
     """The autograd node of every operator, behind either door."""
 
     @staticmethod
-    def forward(ctx: Any, op: Operator, launch: Callable[..., Any], backend: str, *args: Any) -> Any:
-        out = launch(*args)
-        ctx.op, ctx.constants = op, (*args[op.tensors :], backend)
-        ctx.save_for_backward(*args[: op.tensors])
-        return out
+    def forward(ctx: Any, call: tuple[Operator, Callable[..., Any], tuple[Any, ...], str], *tensors: Any) -> Any:
+        ctx.call = call
+        ctx.save_for_backward(*tensors)
+        return call[1](*tensors, *call[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        op = ctx.op
+        op, _, constants, backend = ctx.call
         if op.vjp is None:
             raise NotImplementedError(f"{op.name} cannot be differentiated again: {op.family} is twice differentiable")
-        inputs = op.vjp(ctx.needs_input_grad[3:], ctx.saved_tensors, ctx.constants, grads)
-        return (None, None, None, *inputs, *[None] * (len(ctx.constants) - 1))
+        return (None, *op.vjp(ctx.needs_input_grad[1:], ctx.saved_tensors, (*constants, backend), grads))
 
 
 class Operator:
@@ -122,26 +122,26 @@ class Operator:
         """Run with ``args`` as in the schema. The last is the backend the caller asked for, ``"auto"`` included."""
         if _compiling() or _dispatch_modes() or _functorch_active() or _forward_ad._current_level >= 0:
             return self._unusual(*args)
-        *args, backend = args  # type: ignore[assignment]
-        differentiable = False
-        for t in args[: self.tensors]:
-            if t is not None:
-                if type(t) is not Tensor and type(t) is not Parameter:
-                    return self._unusual(*args, backend)
-                if t.requires_grad:
-                    differentiable = True
+        tensors, backend, args = args[: self.tensors], args[-1], args[:-1]
+        if not _PLAIN.issuperset(map(type, tensors)):
+            return self._unusual(*args, backend)
         if self.reference is not None:
-            if backend == "auto" and _backends.setting.name == "auto" and args[0].is_cpu:
-                backend = self._cpu_default or self._resolve(args, backend)
-                self._cpu_default = backend
+            if backend == "auto" and tensors[0].is_cpu and _backends.setting.name == "auto":
+                backend = self._cpu_default or self._settle_cpu_default(args)
             else:
                 backend = self._resolve(args, backend)
             if backend == "reference":
                 return self.reference(*args)
         launch = self._launchers.get(backend) or self.launcher(backend)
-        if differentiable and _grad_enabled():
-            return _Node.apply(self, launch, backend, *args)
+        if _grad_enabled():
+            for t in tensors:
+                if t is not None and t.requires_grad:
+                    return _Node.apply((self, launch, args[self.tensors :], backend), *tensors)
         return launch(*args)
+
+    def _settle_cpu_default(self, args: Sequence[Any]) -> str:
+        self._cpu_default = self._resolve(args, "auto")
+        return self._cpu_default
 
     def _resolve(self, args: Sequence[Any], backend: str) -> str:
         tensors = [t for t in args[: self.tensors] if t is not None]
@@ -175,7 +175,7 @@ class Operator:
             # Below, the tangent would be dropped without a word.
             raise NotImplementedError(f"{self.name} has no forward-mode derivative; use backend='reference'")
         if _grad_enabled() and any(t.requires_grad for t in tensors):
-            return _Node.apply(self, below, backend, *rest)
+            return _Node.apply((self, below, tuple(rest[self.tensors :]), backend), *rest[: self.tensors])
         return below(*rest)
 
 
