@@ -91,6 +91,7 @@ template <class T> GMK_INLINE pack<T> load(const T* p) { return *p; }
 template <class T> GMK_INLINE void store(T* p, pack<T> a) { *p = a.v; }
 
 GMK_INLINE uint64_t mul32(uint64_t a, uint32_t m) { return uint64_t(uint32_t(a)) * m; }
+GMK_INLINE pack<uint64_t> mul32(pack<uint64_t> a, uint32_t m) { return mul32(a.v, m); }
 
 }  // namespace GMK_ISA
 }  // namespace gmk
