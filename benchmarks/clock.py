@@ -31,6 +31,7 @@ class Contestant:
     records: bool = False
     calls: int = 1
     warm: bool = False
+    once: float | None = None
     seconds: list[float] = field(default_factory=list)
     spent: float = 0.0
 
@@ -93,14 +94,19 @@ class Clock:
         return sum(start.elapsed_time(end) for start, end in pairs) / 1e3 / contestant.calls
 
     def calibrate(self, contestant: Contestant) -> float:
-        """Choose how many calls make a sample; returns the seconds of one call. The first call may be cold."""
-        once = min(self.sample(contestant) for _ in range(2))
-        contestant.warm = once < WARM_SECONDS
-        if once < SAMPLE_SECONDS:
-            contestant.calls = math.ceil(SAMPLE_SECONDS / max(once, 1e-7))
+        """Choose how many calls make a sample, once; returns the seconds of one call. The first call may be cold."""
+        if contestant.once is None:
             once = self.sample(contestant)
-            contestant.calls = max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-7)))
-        return once
+            if once < WARM_SECONDS:
+                contestant.warm = True
+                once = self.sample(contestant)
+            if once < SAMPLE_SECONDS:
+                # A single short call measures the clock too: a second estimate from many calls.
+                contestant.calls = math.ceil(SAMPLE_SECONDS / max(once, 1e-7))
+                once = self.sample(contestant)
+                contestant.calls = max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-7)))
+            contestant.once = once
+        return contestant.once
 
 
 def race(clock: Clock, contestants: Sequence[Contestant], seconds: float, repeats: int, seed: int = 0) -> None:
