@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-MINUTES ?= 3
+SECONDS ?= 150
 RUN ?= runs/demo
 DEVICE ?= cpu
 
@@ -51,7 +51,7 @@ install: $(VENV)/.installed
 
 # A second run goes on where the first one stopped.
 demo: install
-	$(BIN)/genmodels train realnvp --data mnist5k --minutes $(MINUTES) --out $(RUN)
+	$(BIN)/genmodels train realnvp --data mnist5k --max-seconds $(SECONDS) --out $(RUN)
 	@echo; echo "How fast the kernels are (ms; the last column is how much longer each other way takes):"
 	$(PY) -m benchmarks run all --mode fwd+bwd --seconds 2 --no-memory
 	@echo; echo "Pictures:"; ls $(RUN)/*.png

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import __version__
+from . import __version__, backend_for
 from .core import backends, native
 from .core.doors import OPERATORS
 
@@ -42,7 +42,7 @@ def _cores() -> Iterable[tuple[str, str]]:
         for index in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(index)
             yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})"
-    chosen = backends._Setting.name
+    chosen = backends.setting.name
     yield "chosen", chosen + (" (the fastest that can run each call)" if chosen == "auto" else "")
 
 
@@ -57,7 +57,7 @@ def _auto(name: str, device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         return "-"
     try:
-        return backends.backend_for(name, torch.empty(0, device=device))
+        return backend_for(name, torch.empty(0, device=device))
     except backends.BackendError:
         return "raises"
 
