@@ -18,16 +18,22 @@ def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """(B, inputs) and an optional context (B, contexts) to (B, outputs), through ``depth`` hidden layers of SiLU."""
+    """(B, inputs) and an optional context (B, contexts) to (B, outputs), through ``depth`` hidden layers of SiLU.
 
-    def __init__(self, inputs: int, outputs: int, hidden: int, depth: int = 2, contexts: int = 0) -> None:
+    ``dropout`` applies to the inputs and to every hidden layer.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, hidden: int, depth: int = 2, contexts: int = 0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+        drop = [nn.Dropout(dropout)] if dropout else []
         width = inputs + contexts
         for _ in range(depth):
-            layers += [nn.Linear(width, hidden), nn.SiLU()]
+            layers += [*drop, nn.Linear(width, hidden), nn.SiLU()]
             width = hidden
-        self.net = nn.Sequential(*layers, _zeroed(nn.Linear(width, outputs)))
+        self.net = nn.Sequential(*layers, *drop, _zeroed(nn.Linear(width, outputs)))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.net(x if context is None else torch.cat([x, context], 1))

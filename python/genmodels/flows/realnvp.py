@@ -28,7 +28,7 @@ class RealNVP(Flow):
         alpha: of the logit transform that takes (0, 1) to the line; used with ``levels`` only. The paper's 0.05
             keeps logits within +-3.
         couplings: couplings of a vector; of an image, couplings of each kind and scale.
-        hidden, depth: width and number of hidden layers of a vector's conditioners.
+        hidden, depth, dropout: width and number of hidden layers of a vector's conditioners, and their dropout.
         widths: channels of an image's conditioners, one number a scale.
         blocks: residual blocks of an image's conditioners.
         flat: treat an image as a vector of pixels.
@@ -50,6 +50,7 @@ class RealNVP(Flow):
         flat: bool = False,
         scale_map: str = "tanh",
         clamp: float | None = None,
+        dropout: float = 0.0,
         contexts: int = 0,
     ) -> None:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -58,7 +59,7 @@ class RealNVP(Flow):
         if len(shape) == 1 or flat:
             if len(shape) > 1:
                 before.append(Flatten(shape))
-            body = self._vector(math.prod(shape), couplings, hidden, depth, contexts)
+            body = self._vector(math.prod(shape), couplings, hidden, depth, contexts, dropout)
         elif len(shape) == 3:
             body = self._image(shape, couplings, list(widths), blocks, contexts)
         else:
@@ -66,7 +67,7 @@ class RealNVP(Flow):
         standardise = Standardise(shape if not (len(shape) > 1 and flat) else (math.prod(shape),))
         super().__init__(Chain([*before, standardise, body]), shape, levels)
 
-    def _vector(self, features: int, couplings: int, hidden: int, depth: int, contexts: int) -> Chain:
+    def _vector(self, features: int, couplings: int, hidden: int, depth: int, contexts: int, dropout: float) -> Chain:
         if features < 2:
             raise ValueError(f"RealNVP: a vector needs at least 2 features, got {features}")
         half = features // 2
@@ -75,7 +76,7 @@ class RealNVP(Flow):
             if features > 2 and i and i % 2 == 0:
                 steps.append(Permute(features, seed=i))
             conditioning, split = (half, half) if i % 2 == 0 else (features - half, half - features)
-            net = MLP(conditioning, 2 * (features - conditioning), hidden, depth, contexts)
+            net = MLP(conditioning, 2 * (features - conditioning), hidden, depth, contexts, dropout)
             steps.append(gmk.nn.AffineCoupling(net, split=split, **self._map))
         return Chain(steps)
 

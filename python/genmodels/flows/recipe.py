@@ -1,0 +1,159 @@
+"""How to train, judge and draw a RealNVP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import pictures
+from ..data import BatchStream, Dataset, Density, ImageDataset
+from ..recipe import Recipe
+from .realnvp import RealNVP
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealNVPRecipe(Recipe):
+    """RealNVP (Dinh et al. 2017): a normalising flow of affine couplings, for images and for densities of the plane.
+
+    Options left at None depend on the data.
+    """
+
+    summary: ClassVar[str] = "normalising flow of affine couplings (Dinh et al. 2017), images and 2-D densities"
+
+    couplings: int | None = None
+    """Couplings of a vector; of an image, couplings of each kind and scale."""
+    hidden: int | None = None
+    """Hidden units of a vector's conditioners."""
+    depth: int = 2
+    """Hidden layers of a vector's conditioners."""
+    dropout: float | None = None
+    """Dropout of a vector's conditioners."""
+    widths: tuple[int, ...] | None = None
+    """Channels of an image's conditioners, one number a scale."""
+    blocks: int = 1
+    """Residual blocks of an image's conditioners."""
+    flat: bool | None = None
+    """Treat an image as a vector of pixels."""
+    alpha: float = 0.05
+    """Of the logit transform of image data."""
+    shift: int = 0
+    """Move training images by up to this many pixels each way."""
+    clamp: float = 2.0
+    """Largest log-scale of a coupling."""
+
+    def build(self, dataset: Dataset) -> RealNVP:
+        shape, image = dataset.shape, isinstance(dataset, ImageDataset)
+        flat = bool(self.flat)
+        default = {"couplings": 6, "hidden": 512} if image and flat else {"couplings": 3} if image else {"couplings": 8}
+        scales = 1 + (image and min(shape[1:]) >= 8 and math.gcd(*shape[1:], 4) >= 2) + (
+            image and min(shape[1:]) >= 28 and math.gcd(*shape[1:], 4) == 4
+        )
+        model = RealNVP(
+            shape,
+            levels=dataset.levels if isinstance(dataset, ImageDataset) else None,
+            alpha=self.alpha,
+            couplings=self.couplings or default["couplings"],
+            hidden=self.hidden or default.get("hidden", 64),
+            depth=self.depth,
+            dropout=self.dropout if self.dropout is not None else 0.2 if image and flat else 0.0,
+            widths=self.widths or (16, 48, 64)[:scales],
+            blocks=self.blocks,
+            flat=flat,
+            clamp=self.clamp,
+        )
+        if isinstance(dataset, ImageDataset):
+            model.initialise(dataset.splits["train"].x[:4000])
+        else:
+            model.initialise(cast(Density, dataset).held_out())
+        return model
+
+    def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
+        if isinstance(dataset, ImageDataset):
+            return dataset.stream(self.batch_size, seed=self.fit.seed, rank=rank, world=world, shift=self.shift)
+        return super().stream(dataset, rank=rank, world=world)
+
+    def evaluate(self, model: nn.Module, dataset: Dataset, split: str) -> dict[str, float]:
+        assert isinstance(model, RealNVP)
+        model.eval()
+        if isinstance(dataset, ImageDataset):
+            parts = [
+                model.bits_per_dim(batch.x.to(model.device), key=torch.tensor([1, i]))
+                for i, batch in enumerate(dataset.batches(split))
+            ]
+            return {f"{split}_bits_per_dim": float(torch.cat(parts).mean())}
+        density = cast(Density, dataset)
+        x = density.held_out() if split == "test" else density.sample(4_000, torch.tensor([1, 2**62]))
+        with torch.no_grad():
+            nats = -torch.cat([model.log_prob(part.to(model.device)) for part in x.split(5_000)]).mean()
+        return {f"{split}_nats": float(nats)}
+
+    def draw_samples(
+        self, model: nn.Module, dataset: Dataset, path: Path, *, n: int, seed: int, temperature: float
+    ) -> None:
+        assert isinstance(model, RealNVP)
+        model.eval()
+        samples = model.sample(n, key=seed, temperature=temperature).cpu()
+        note = "" if temperature == 1 else f", temperature {temperature:g}"
+        if isinstance(dataset, ImageDataset):
+            columns = max(1, round(math.sqrt(1.6 * n)))
+            pictures.grid(path, samples, columns=columns, levels=dataset.levels, title=f"samples{note}")
+            return
+        density = cast(Density, dataset)
+        box = _window(density.held_out(4000))
+        x, y = (torch.linspace(*side, 160) for side in box)
+        points = torch.cartesian_prod(y, x).flip(1)
+        with torch.no_grad():
+            learnt = model.log_prob(points.to(model.device)).exp().view(160, 160).cpu()
+        true = torch.cat([density.log_prob(part) for part in points.split(4000)]).exp().view(160, 160)
+        pictures.plane(path, {"density": true, "learnt density": learnt}, {f"samples{note}": samples}, box)
+
+    def report(
+        self, model: nn.Module, dataset: Dataset, out: Path, log: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, float], list[Path]]:
+        assert isinstance(model, RealNVP)
+        figures = self.evaluate(model, dataset, "test")
+        names = ("samples.png", "interpolation.png", "loss.png")
+        samples, interpolation, loss = (out / name for name in names)
+        image = isinstance(dataset, ImageDataset)
+        self.draw_samples(model, dataset, samples, n=96 if image else 3000, seed=1, temperature=1.0)
+        if isinstance(dataset, ImageDataset):
+            between = model.interpolate(_corners(dataset).to(model.device), 9, key=2).flatten(0, 1).cpu()
+            pictures.grid(interpolation, between, columns=9, levels=dataset.levels, title="between four test images")
+            pictures.curves(loss, log, label="bits/dim")
+        else:
+            density = cast(Density, dataset)
+            x = density.held_out(4000)
+            between = model.interpolate(_spread(x).to(model.device), 13).cpu()
+            pictures.mesh(interpolation, between, x, "between four test points")
+            pictures.curves(loss, log, label="nats", floor=("entropy", density.entropy))
+            figures |= {"entropy_nats": density.entropy, "gap_nats": figures["test_nats"] - density.entropy}
+        return figures, [samples, interpolation, loss]
+
+
+def _corners(dataset: ImageDataset) -> Tensor:
+    """Four test images, of different classes where there are labels."""
+    x, y = dataset.splits["test"]
+    if y is None or len(y.unique()) < 4:
+        return x[:4]
+    labels = y.unique()
+    return torch.stack([x[y == labels[i * len(labels) // 4]][1] for i in range(4)])
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Four points far from each other, found one by one."""
+    chosen = [x[x.sub(x.mean(0)).norm(dim=1).argmax()]]
+    while len(chosen) < 4:
+        chosen.append(x[torch.cdist(x, torch.stack(chosen)).min(1).values.argmax()])
+    return torch.stack(chosen)
+
+
+def _window(x: Tensor) -> list[tuple[float, float]]:
+    low, high = x.min(0).values, x.max(0).values
+    margin = 0.08 * (high - low)
+    return [(float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True)]

@@ -1,0 +1,112 @@
+"""Pictures of a run: grids of images, densities of the plane, and the curves of a log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import need
+
+_INK, _ACCENT, _PALE = "#1f2933", "#c2410c", "#94a3b8"
+
+
+def _figure(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    need("matplotlib", "drawing pictures")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(**options)
+
+
+def tile(images: Tensor, columns: int, gap: int = 2, background: int = 255) -> Tensor:
+    """Images (N, C, H, W) in rows of ``columns`` as one (C, height, width), ``gap`` pixels apart."""
+    n, channels, height, width = images.shape
+    rows = -(-n // columns)
+    sheet = images.new_full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), background)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def grid(path: Path, images: Tensor, *, columns: int, levels: int = 256, title: str = "", zoom: int | None = None) -> None:
+    """Write integer images (N, C, H, W) as a grid; dark ink on white for one channel, colours for three."""
+    shown = (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
+    if shown.shape[1] == 1:
+        shown = 255 - shown
+    zoom = zoom or max(1, 56 // shown.shape[-1])
+    shown = shown.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    sheet = tile(shown, columns, gap=4, background=235 if shown.shape[1] == 1 else 255)
+    inches = sheet.shape[2] / 100, sheet.shape[1] / 100 + (0.35 if title else 0)
+    figure, axes = _figure(*inches)
+    picture = sheet.permute(1, 2, 0).numpy()
+    axes.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255, interpolation="none")
+    axes.axis("off")
+    if title:
+        axes.set_title(title, fontsize=9, color=_INK)
+    figure.savefig(path, dpi=150)
+
+
+def plane(
+    path: Path, panels: Mapping[str, Tensor], points: Mapping[str, Tensor], box: Sequence[tuple[float, float]]
+) -> None:
+    """Heat maps (rows are y, upwards) and scatters of points (N, 2), side by side over one box."""
+    figure, axes = _figure(3.4 * (len(panels) + len(points)), 3.6, ncols=len(panels) + len(points), squeeze=False)
+    (left, right), (bottom, top) = box
+    brightest = max(float(panel.max()) for panel in panels.values())
+    for axis, (title, panel) in zip(axes[0], panels.items(), strict=False):
+        axis.imshow(
+            panel, origin="lower", extent=(left, right, bottom, top), aspect="auto", cmap="magma", vmin=0, vmax=brightest
+        )
+        axis.set_title(title, fontsize=10, color=_INK)
+    for axis, (title, xy) in zip(axes[0, len(panels) :], points.items(), strict=True):
+        axis.scatter(xy[:, 0], xy[:, 1], s=2, alpha=0.35, color=_ACCENT, linewidths=0)
+        axis.set(xlim=(left, right), ylim=(bottom, top))
+        axis.set_title(title, fontsize=10, color=_INK)
+    figure.savefig(path, dpi=130)
+
+
+def mesh(path: Path, nodes: Tensor, samples: Tensor, title: str) -> None:
+    """A grid (rows, columns, 2) of points of the plane drawn as a net over faint samples; its corners marked."""
+    figure, axes = _figure(5, 5)
+    axes.scatter(samples[:, 0], samples[:, 1], s=2, alpha=0.3, color=_PALE, linewidths=0)
+    for line in (*nodes, *nodes.transpose(0, 1)):
+        axes.plot(line[:, 0], line[:, 1], color=_ACCENT, linewidth=0.8)
+    corners = torch.stack([nodes[0, 0], nodes[0, -1], nodes[-1, 0], nodes[-1, -1]])
+    axes.scatter(corners[:, 0], corners[:, 1], s=30, color=_INK, zorder=3)
+    axes.set_title(title, fontsize=10, color=_INK)
+    figure.savefig(path, dpi=130)
+
+
+def curves(path: Path, log: Sequence[Mapping[str, Any]], *, label: str, floor: tuple[str, float] | None = None) -> None:
+    """Training loss and the evaluations of a log against steps; ``floor`` is a named level that cannot be beaten."""
+    figure, axes = _figure(6.4, 4)
+    train = [(line["step"], line["loss"]) for line in log if line["event"] == "train" and line.get("loss") is not None]
+    levels = [loss for _, loss in train]
+    if train:
+        axes.plot(*zip(*train, strict=True), color=_PALE, linewidth=0.8, label="training batches")
+    names = {k for line in log if line["event"] == "evaluate" for k in line} - {"event", "step", "seconds"}
+    for name, colour in zip(sorted(names), (_ACCENT, "#0f766e", "#6d28d9"), strict=False):
+        seen = [(line["step"], line[name]) for line in log if line["event"] == "evaluate" and line.get(name) is not None]
+        axes.plot(*zip(*seen, strict=True), "o-", color=colour, linewidth=1.5, markersize=3.5, label=name.replace("_", " "))
+        levels += [value for _, value in seen]
+    if floor is not None:
+        axes.axhline(floor[1], color=_INK, linestyle="--", linewidth=1, label=floor[0])
+        levels.append(floor[1])
+    if levels:
+        # The first steps are far above everything else and would flatten the rest.
+        ordered = sorted(levels)
+        top = ordered[int(0.97 * (len(ordered) - 1))]
+        margin = 0.06 * (top - ordered[0] or 1.0)
+        axes.set_ylim(ordered[0] - margin, top + margin)
+    axes.set(xlabel="step", ylabel=label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,98 @@
+"""What the command line needs to know about a model: one dataclass of options that can build, feed and judge it."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from . import data
+from .data import BatchStream, Dataset
+from .errors import GenmodelsError
+from .training import Fit
+
+# What may change between two starts of one run.
+_FREE = ("max_seconds", "max_steps", "evaluations", "log_every", "checkpoint_seconds", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The options of a model and its training. A model's own recipe adds fields and fills in the methods."""
+
+    summary: ClassVar[str]
+    """One line for ``genmodels list``."""
+
+    data: str = "mnist5k"
+    """A data set of `genmodels list`, or a folder of pictures."""
+    image_size: int = 32
+    """Edge of the images made from a folder."""
+    image_channels: int = 3
+    """1 or 3: grey or colour images from a folder."""
+    batch_size: int = 64
+    fit: Fit = field(default_factory=lambda: Fit(max_seconds=150.0))
+
+    def dataset(self) -> Dataset:
+        return data.load(self.data, size=self.image_size, channels=self.image_channels)
+
+    def build(self, dataset: Dataset) -> nn.Module:
+        """A new model; the default torch generator has been seeded."""
+        raise NotImplementedError
+
+    def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
+        return dataset.stream(self.batch_size, seed=self.fit.seed, rank=rank, world=world)
+
+    def evaluate(self, model: nn.Module, dataset: Dataset, split: str) -> dict[str, float]:
+        """Figures of merit on ``valid`` or ``test``."""
+        raise NotImplementedError
+
+    def draw_samples(
+        self, model: nn.Module, dataset: Dataset, path: Path, *, n: int, seed: int, temperature: float
+    ) -> None:
+        """Write a picture of ``n`` samples."""
+        raise NotImplementedError
+
+    def report(
+        self, model: nn.Module, dataset: Dataset, out: Path, log: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, float], list[Path]]:
+        """Figures on the test split, and the pictures written to ``out``."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The options that make a run itself: all but its budgets and how often it reports."""
+        options = dataclasses.asdict(self)
+        fit = {name: value for name, value in options.pop("fit").items() if name not in _FREE}
+        return options | fit
+
+
+def restore(kind: type[Recipe], options: Mapping[str, Any]) -> Recipe:
+    """The recipe that ``dataclasses.asdict`` was taken of, after a trip through JSON."""
+    return typing.cast(Recipe, _restore(kind, options))
+
+
+def _restore(kind: type, options: Mapping[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(options) - known):
+        raise GenmodelsError(f"config.json has options this version does not know: {', '.join(unknown)}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in options.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _restore(typing.cast(type, hint), value)
+        elif isinstance(value, list) and _is_tuple(hint):
+            value = tuple(value)
+        values[name] = value
+    return kind(**values)
+
+
+def _is_tuple(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_tuple(part) for part in typing.get_args(hint))
+    return origin is tuple
