@@ -61,6 +61,7 @@ template <class T, int C, Order order> struct Pairs {
   // if `diagonal`, where i itself is among the sixteen.
   template <bool diagonal>
   GMK_INLINE void against(Scratch<T>& s, int64_t first, int64_t last, int64_t tile_start, int64_t j, const mask_of<T>& live) const {
+    const int64_t dim = C ? C : this->dim;  // a constant to the compiler where it is one
     const P* x = &s.x[j];
     P held[C ? C : 1], sums[C ? C : 1];  // coordinates and coordinate sums of pack j, in registers when C is known
     for (int c = 0; c < C; ++c) {

@@ -197,8 +197,28 @@ template <class T> GMK_INLINE pack<T> copysign(const pack<T>& a, const pack<T>& 
   return bits<T>((bits<M>(a) & std::numeric_limits<M>::max()) | (bits<M>(s) & std::numeric_limits<M>::min()));
 }
 // The second operand when they compare equal or one is NaN, as the machine instruction does.
+#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__AVX512F__)
+#define GMK_NATIVE_CALL(NAME, SUFFIX, A, B) _mm512_##NAME##_##SUFFIX(A, B)
+#else
+#define GMK_NATIVE_CALL(NAME, SUFFIX, A, B) _mm256_##NAME##_##SUFFIX(A, B)
+#endif
+#define GMK_MIN_MAX(NAME)                                                                      \
+  template <class T> GMK_INLINE pack<T> NAME(pack<T> a, const pack<T>& b) {                    \
+    for (int i = 0; i < a.count; ++i) {                                                        \
+      if constexpr (sizeof(T) == 4) a.v[i] = GMK_NATIVE_CALL(NAME, ps, a.v[i], b.v[i]);        \
+      else a.v[i] = GMK_NATIVE_CALL(NAME, pd, a.v[i], b.v[i]);                                 \
+    }                                                                                          \
+    return a;                                                                                  \
+  }
+GMK_MIN_MAX(min)
+GMK_MIN_MAX(max)
+#undef GMK_MIN_MAX
+#undef GMK_NATIVE_CALL
+#else
 template <class T> GMK_INLINE pack<T> min(const pack<T>& a, const pack<T>& b) { return select<T>(a < b, a, b); }
 template <class T> GMK_INLINE pack<T> max(const pack<T>& a, const pack<T>& b) { return select<T>(a > b, a, b); }
+#endif
 
 template <class T> GMK_INLINE pack<T> load(const T* p) {
   pack<T> r;
