@@ -97,7 +97,9 @@ def digest(results: Results) -> str:
 
 
 def _bytes(t: Tensor) -> bytes:
-    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # A clone, because a tensor of one element is contiguous with any stride.
+    dense = t.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return dense.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @contextlib.contextmanager
