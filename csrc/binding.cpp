@@ -63,6 +63,25 @@ void minibatch(int64_t batch, int64_t kernels, int64_t dim, int dtype, Address m
   run(Entry, args, batch * batch * kernels);
 }
 
+template <int (*Entry)(const gmk_reparameterize_args*)>
+void reparameterize(const py::tuple& size, py::handle mu, py::handle logvar, py::handle grad_z, py::handle v_mu, py::handle v_logvar,
+                    Address grad_kl, Address key, int64_t first, double beta, double free_bits, Address out_mu, Address out_logvar,
+                    Address out_z, Address out_kl) {
+  const gmk_sizes z = sizes(size);
+  const gmk_reparameterize_args args{z, rows(mu), rows(logvar), rows(grad_z), rows(v_mu), rows(v_logvar), at(grad_kl), at<int64_t>(key),
+                                     first, beta, free_bits, at(out_mu), at(out_logvar), at(out_z), at(out_kl)};
+  run(Entry, args, z.batch * z.outer * z.inner);
+}
+
+template <int (*Entry)(const gmk_likelihood_args*)>
+void likelihood(const py::tuple& size, py::handle location, py::handle logvar, py::handle x, py::handle weight, py::handle v_location,
+                py::handle v_logvar, Address grad, Address out_location, Address out_logvar, Address out, int location_dtype) {
+  const gmk_sizes z = sizes(size);
+  const gmk_likelihood_args args{z, rows(location), rows(logvar), rows(x), rows(weight), rows(v_location), rows(v_logvar), at(grad),
+                                 at(out_location), at(out_logvar), at(out), location_dtype};
+  run(Entry, args, z.batch * z.outer * z.inner);
+}
+
 template <int (*Entry)(const gmk_random_args*)>
 void random(Address out, Address p, int dtype, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
   run(Entry, gmk_random_args{count, start, seed, offset, dtype, at(p), at(out)}, count);
@@ -84,6 +103,18 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("minibatch_discrimination", minibatch<gmk_minibatch_discrimination>);
   m.def("minibatch_discrimination_backward", minibatch<gmk_minibatch_discrimination_backward>);
   m.def("minibatch_discrimination_double_backward", minibatch<gmk_minibatch_discrimination_double_backward>);
+
+  m.def("reparameterize_kl", reparameterize<gmk_reparameterize_kl>);
+  m.def("reparameterize_kl_backward", reparameterize<gmk_reparameterize_kl_backward>);
+  m.def("reparameterize_kl_double_backward", reparameterize<gmk_reparameterize_kl_double_backward>);
+
+  m.def("bernoulli_log_likelihood", likelihood<gmk_bernoulli_log_likelihood>);
+  m.def("bernoulli_log_likelihood_backward", likelihood<gmk_bernoulli_log_likelihood_backward>);
+  m.def("bernoulli_log_likelihood_double_backward", likelihood<gmk_bernoulli_log_likelihood_double_backward>);
+
+  m.def("gaussian_log_likelihood", likelihood<gmk_gaussian_log_likelihood>);
+  m.def("gaussian_log_likelihood_backward", likelihood<gmk_gaussian_log_likelihood_backward>);
+  m.def("gaussian_log_likelihood_double_backward", likelihood<gmk_gaussian_log_likelihood_double_backward>);
 
   m.def("random_bits", [](Address out, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
     random<gmk_random_bits>(out, 0, 0, count, start, seed, offset);

@@ -4,6 +4,7 @@ from . import nn, random
 from .core.backends import BackendError, use_backend
 from .core.doors import backend_for
 from .ops.coupling import affine_coupling, planar_flow
+from .ops.gaussian import bernoulli_log_likelihood, gaussian_log_likelihood, gaussian_log_prob, reparameterize_kl
 from .ops.minibatch import minibatch_discrimination
 from .version import __version__
 
@@ -12,9 +13,13 @@ __all__ = [
     "__version__",
     "affine_coupling",
     "backend_for",
+    "bernoulli_log_likelihood",
+    "gaussian_log_likelihood",
+    "gaussian_log_prob",
     "minibatch_discrimination",
     "nn",
     "planar_flow",
     "random",
+    "reparameterize_kl",
     "use_backend",
 ]

@@ -50,3 +50,14 @@ def dims(op: str, name: str, value: Tensor, count: int, meaning: str) -> None:
 def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def key(op: str, value: object, first: object) -> None:
+    tensor(op, "key", value)
+    if value.dtype != torch.int64 or tuple(value.shape) != (2,):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{op}: key must be an int64 tensor of shape (2,) as made by gmkernels.random.key, "
+            f"got {value.dtype} of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
+        )
+    if not isinstance(first, int | torch.SymInt) or first < 0:
+        raise ValueError(f"{op}: first must be a non-negative int, got {first!r}")

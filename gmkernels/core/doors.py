@@ -25,6 +25,7 @@ from torch.nn import Parameter
 from . import backends as _backends
 
 OPERATORS: dict[str, Operator] = {}
+ALIASES: dict[str, str] = {}  # public functions that are an operator with its arguments in another order
 
 _library = torch.library.Library("gmkernels", "FRAGMENT")
 
@@ -187,7 +188,7 @@ def backend_for(op: str | Callable[..., object], *tensors: Tensor) -> str:
         tensors: the tensors of the call.
     """
     name = op if isinstance(op, str) else op.__name__
-    operator = OPERATORS.get(name) or OPERATORS.get(f"random_{name}")
+    operator = OPERATORS.get(ALIASES.get(name, name)) or OPERATORS.get(f"random_{name}")
     if operator is None:
         raise ValueError(f"backend_for: unknown operator {name!r}; known are {', '.join(sorted(OPERATORS))}")
     return _backends.resolve(name, "auto", tensors, operator.backends)

@@ -25,6 +25,8 @@ def rows(*tensors: Tensor) -> tuple[tuple[int, int, int], list[Strides], list[Te
     if all(t.is_contiguous() for t in tensors):
         return (batch, 1, features), [(features, 0, 1)] * len(tensors), list(tensors)
     strides = [t.stride() for t in tensors]
+    if len(shape) == 2:
+        return (batch, 1, features), [(s[0], 0, s[1]) for s in strides], list(tensors)
     # Merge neighbouring dimensions that every tensor steps through evenly; sizes of 1 have no stride to speak of.
     merged: list[list[int]] = []  # the dimensions of each group, outermost first
     for d in range(1, len(shape)):

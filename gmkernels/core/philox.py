@@ -57,3 +57,11 @@ def to_normal(pair: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0]))
     angle = 2.0 * math.pi * u[..., 1]
     return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).to(dtype)
+
+
+def normals(key: Tensor, start: int, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The normals of elements ``start .. start + count`` of the stream."""
+    # Whole pairs, so that a batch cut inside a pair still gets its half of it.
+    lead = start % 2
+    pairs = words(key, start - lead, (count + lead + 1) // 2 * 2).reshape(-1, 2)
+    return to_normal(pairs, dtype).reshape(-1)[lead:][:count]

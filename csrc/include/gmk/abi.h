@@ -92,6 +92,46 @@ GMK_API int gmk_minibatch_discrimination(const gmk_minibatch_args* args);       
 GMK_API int gmk_minibatch_discrimination_backward(const gmk_minibatch_args* args);        /* -> out_m */
 GMK_API int gmk_minibatch_discrimination_double_backward(const gmk_minibatch_args* args); /* -> out, out_m */
 
+/* ---- gaussian ---------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  gmk_sizes sizes;
+  gmk_rows mu, logvar, grad_z, v_mu, v_logvar; /* one dtype; unused ones have data == NULL */
+  const void* grad_kl;                         /* (batch), in the wide dtype: float64 if mu is, else float32 */
+  const int64_t* key;                          /* (seed, offset) */
+  int64_t first;                               /* logical index of the batch's first sample */
+  double beta, free_bits;                      /* free_bits is -inf where there are none */
+  void *out_mu, *out_logvar, *out_z;           /* contiguous, in the dtype of mu */
+  void* out_kl;                                /* (batch), in the wide dtype */
+} gmk_reparameterize_args;
+
+/* z, kl -> out_z, out_kl */
+GMK_API int gmk_reparameterize_kl(const gmk_reparameterize_args* args);
+/* gradients by mu, logvar -> out_mu, out_logvar */
+GMK_API int gmk_reparameterize_kl_backward(const gmk_reparameterize_args* args);
+/* gradients of <v_mu, dmu> + <v_logvar, dlogvar> by mu, logvar, grad_z, grad_kl -> out_mu, out_logvar, out_z, out_kl */
+GMK_API int gmk_reparameterize_kl_double_backward(const gmk_reparameterize_args* args);
+
+typedef struct {
+  gmk_sizes sizes;
+  gmk_rows location, logvar, x, weight, v_location, v_logvar; /* location: logits or mean; NULL: unused, 0 or weight 1 */
+  const void* grad;                                          /* (batch), in the wide dtype: float64 if an operand is */
+  void* out_location;                                        /* contiguous, in location_dtype */
+  void* out_logvar;                                          /* contiguous, in the dtype of logvar */
+  void* out;                                                 /* (batch), in the wide dtype */
+  int32_t location_dtype;
+} gmk_likelihood_args;
+
+/* log-likelihoods -> out */
+GMK_API int gmk_bernoulli_log_likelihood(const gmk_likelihood_args* args);
+GMK_API int gmk_gaussian_log_likelihood(const gmk_likelihood_args* args);
+/* gradients by location, logvar -> out_location, out_logvar */
+GMK_API int gmk_bernoulli_log_likelihood_backward(const gmk_likelihood_args* args);
+GMK_API int gmk_gaussian_log_likelihood_backward(const gmk_likelihood_args* args);
+/* gradients of <v_location, dlocation> + <v_logvar, dlogvar> by location, logvar, grad -> out_location, out_logvar, out */
+GMK_API int gmk_bernoulli_log_likelihood_double_backward(const gmk_likelihood_args* args);
+GMK_API int gmk_gaussian_log_likelihood_double_backward(const gmk_likelihood_args* args);
+
 /* ---- random ------------------------------------------------------------------------------------------------------ */
 
 typedef struct {

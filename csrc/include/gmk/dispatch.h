@@ -13,6 +13,15 @@
   X(minibatch_discrimination, gmk_minibatch_args)                       \
   X(minibatch_discrimination_backward, gmk_minibatch_args)              \
   X(minibatch_discrimination_double_backward, gmk_minibatch_args)       \
+  X(reparameterize_kl, gmk_reparameterize_args)                         \
+  X(reparameterize_kl_backward, gmk_reparameterize_args)                \
+  X(reparameterize_kl_double_backward, gmk_reparameterize_args)         \
+  X(bernoulli_log_likelihood, gmk_likelihood_args)                      \
+  X(bernoulli_log_likelihood_backward, gmk_likelihood_args)             \
+  X(bernoulli_log_likelihood_double_backward, gmk_likelihood_args)      \
+  X(gaussian_log_likelihood, gmk_likelihood_args)                       \
+  X(gaussian_log_likelihood_backward, gmk_likelihood_args)              \
+  X(gaussian_log_likelihood_double_backward, gmk_likelihood_args)       \
   X(random_bits, gmk_random_args)                                       \
   X(random_uniform, gmk_random_args)                                    \
   X(random_normal, gmk_random_args)                                     \

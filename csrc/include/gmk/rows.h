@@ -4,7 +4,10 @@
 // buffer first. Kernels therefore see plain arrays, and the order of their sums depends on logical indices alone.
 #pragma once
 
+#include <algorithm>
+
 #include "gmk/convert.h"
+#include "gmk/parallel.h"
 
 namespace gmk {
 namespace GMK_ISA {
@@ -45,6 +48,17 @@ template <class T> struct Output {
     if (dtype != dtype_of<T>()) write(data, dtype, i, buffer, n);
   }
 };
+
+// Runs row(b, features) for every sample, in tasks of about this many elements, at least one sample each. A task makes
+// its own worker, so that buffers are neither shared nor made anew for every sample. Cut by size alone.
+template <class F> void each_row(const gmk_sizes& sizes, int64_t elements, const F& make_worker) {
+  const int64_t features = sizes.outer * sizes.inner;
+  const int64_t rows = std::max<int64_t>(1, elements / std::max<int64_t>(1, features));
+  parallel_for((sizes.batch + rows - 1) / rows, [&](int64_t task) {
+    auto&& row = make_worker();
+    for (int64_t b = task * rows; b < std::min(sizes.batch, (task + 1) * rows); ++b) row(b, features);
+  });
+}
 
 // Calls f(p, n) for each pack of a block of n elements: lanes 16 p .., of which n are real.
 template <class F> GMK_INLINE void each_pack(int n, const F& f) {

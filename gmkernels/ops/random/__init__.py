@@ -43,17 +43,6 @@ def key(
     return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, generator=generator, device=device)
 
 
-def _check_key(op: str, value: Tensor, first: int) -> None:
-    checks.tensor(op, "key", value)
-    if value.dtype != torch.int64 or tuple(value.shape) != (2,):
-        raise ValueError(
-            f"{op}: key must be an int64 tensor of shape (2,) as made by gmkernels.random.key, "
-            f"got {value.dtype} of shape {tuple(value.shape)}"
-        )
-    if not isinstance(first, int | torch.SymInt) or first < 0:
-        raise ValueError(f"{op}: first must be a non-negative int, got {first!r}")
-
-
 def _shape(op: str, shape: int | Sequence[int]) -> list[int]:
     sizes = [shape] if isinstance(shape, int) else list(shape)
     if any(size < 0 for size in sizes):
@@ -75,7 +64,7 @@ def bits(key: Tensor, shape: int | Sequence[int], *, first: int = 0, backend: st
     Returns:
         int64 tensor with values in ``[0, 2**32)``.
     """
-    _check_key("bits", key, first)
+    checks.key("bits", key, first)
     sizes = _shape("bits", shape)
     return library.random_bits(key, sizes, first, backend)
 
@@ -93,7 +82,7 @@ def uniform(
     The value is the same in float32 and float64. Half precision is refused: rounding would reach 0 and 1.
     Arguments as for :func:`bits`.
     """
-    _check_key("uniform", key, first)
+    checks.key("uniform", key, first)
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"uniform: dtype must be float32 or float64, got {dtype}")
     sizes = _shape("uniform", shape)
@@ -114,7 +103,7 @@ def normal(
     and ``u'`` the uniforms of stream elements ``2 q`` and ``2 q + 1``. Largest magnitude 5.77. Computed in float32
     (float64 for float64) and rounded to ``dtype``, any floating one. Other arguments as for :func:`bits`.
     """
-    _check_key("normal", key, first)
+    checks.key("normal", key, first)
     if dtype not in checks.FLOATING:
         raise TypeError(f"normal: dtype must be float32, float64, float16 or bfloat16, got {dtype}")
     sizes = _shape("normal", shape)
@@ -132,7 +121,7 @@ def bernoulli(p: Tensor, key: Tensor, *, first: int = 0, backend: str = "auto") 
         0 and 1 in the dtype and shape of ``p``; no gradient flows to ``p``.
     """
     checks.floating("bernoulli", "p", p)
-    _check_key("bernoulli", key, first)
+    checks.key("bernoulli", key, first)
     checks.same_device("bernoulli", p=p, key=key)
     p = p.detach()
     return library.random_bernoulli(p, key, first, backend)

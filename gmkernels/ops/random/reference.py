@@ -25,11 +25,7 @@ def random_uniform(key: Tensor, shape: Sequence[int], first: int = 0, dtype: tor
 
 
 def random_normal(key: Tensor, shape: Sequence[int], first: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    start, count = _span(shape, first)
-    # Whole pairs, so that a batch cut inside a pair still gets its half of it.
-    lead = start % 2
-    pairs = philox.words(key, start - lead, (count + lead + 1) // 2 * 2).reshape(-1, 2)
-    return philox.to_normal(pairs, dtype).reshape(-1)[lead:][:count].reshape(tuple(shape))
+    return philox.normals(key, *_span(shape, first), dtype).reshape(tuple(shape))
 
 
 def random_bernoulli(p: Tensor, key: Tensor, first: int = 0) -> Tensor:
