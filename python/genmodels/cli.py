@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import gmkernels as gmk
 import torch
+
+import gmkernels as gmk
 
 from .errors import CheckpointError, GenmodelsError, need
 from .recipe import Recipe, restore
@@ -234,9 +235,7 @@ def _sample(options: Sample) -> int:
         if path.exists():
             raise GenmodelsError(f"{path} exists; give another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
-        recipe.draw_samples(
-            model, dataset, path, n=options.n, seed=options.seed, temperature=options.temperature
-        )
+        recipe.draw_samples(model, dataset, path, n=options.n, seed=options.seed, temperature=options.temperature)
     print(f"wrote {path}")
     return 0
 

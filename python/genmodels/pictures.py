@@ -35,18 +35,27 @@ def tile(images: Tensor, columns: int, gap: int = 2, background: int = 255) -> T
     return sheet
 
 
-def grid(path: Path, images: Tensor, *, columns: int, levels: int = 256, title: str = "", zoom: int | None = None) -> None:
+def grid(
+    path: Path,
+    images: Tensor,
+    *,
+    columns: int,
+    levels: int = 256,
+    title: str = "",
+    zoom: int | None = None,
+    gap: int = 4,
+) -> None:
     """Write integer images (N, C, H, W) as a grid; dark ink on white for one channel, colours for three."""
     shown = (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
     if shown.shape[1] == 1:
         shown = 255 - shown
     zoom = zoom or max(1, 56 // shown.shape[-1])
     shown = shown.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    sheet = tile(shown, columns, gap=4, background=235 if shown.shape[1] == 1 else 255)
+    sheet = tile(shown, columns, gap=gap, background=235 if shown.shape[1] == 1 else 255)
     inches = sheet.shape[2] / 100, sheet.shape[1] / 100 + (0.35 if title else 0)
     figure, axes = _figure(*inches)
-    picture = sheet.permute(1, 2, 0).numpy()
-    axes.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255, interpolation="none")
+    picture = sheet.permute(1, 2, 0).squeeze(2).numpy()
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="none")
     axes.axis("off")
     if title:
         axes.set_title(title, fontsize=9, color=_INK)
@@ -61,9 +70,8 @@ def plane(
     (left, right), (bottom, top) = box
     brightest = max(float(panel.max()) for panel in panels.values())
     for axis, (title, panel) in zip(axes[0], panels.items(), strict=False):
-        axis.imshow(
-            panel, origin="lower", extent=(left, right, bottom, top), aspect="auto", cmap="magma", vmin=0, vmax=brightest
-        )
+        colours = {"cmap": "magma", "vmin": 0, "vmax": brightest}
+        axis.imshow(panel, origin="lower", extent=(left, right, bottom, top), aspect="auto", **colours)
         axis.set_title(title, fontsize=10, color=_INK)
     for axis, (title, xy) in zip(axes[0, len(panels) :], points.items(), strict=True):
         axis.scatter(xy[:, 0], xy[:, 1], s=2, alpha=0.35, color=_ACCENT, linewidths=0)
@@ -84,6 +92,16 @@ def mesh(path: Path, nodes: Tensor, samples: Tensor, title: str) -> None:
     figure.savefig(path, dpi=130)
 
 
+def bars(path: Path, heights: Tensor, *, title: str, x: str, y: str) -> None:
+    """Bars of heights (N,), side by side."""
+    figure, axes = _figure(6.4, 3)
+    axes.bar(range(len(heights)), heights.tolist(), color=_ACCENT, width=0.8)
+    axes.set_title(title, fontsize=10, color=_INK)
+    axes.set(xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
 def curves(path: Path, log: Sequence[Mapping[str, Any]], *, label: str, floor: tuple[str, float] | None = None) -> None:
     """Training loss and the evaluations of a log against steps; ``floor`` is a named level that cannot be beaten."""
     figure, axes = _figure(6.4, 4)
@@ -93,8 +111,9 @@ def curves(path: Path, log: Sequence[Mapping[str, Any]], *, label: str, floor: t
         axes.plot(*zip(*train, strict=True), color=_PALE, linewidth=0.8, label="training batches")
     names = {k for line in log if line["event"] == "evaluate" for k in line} - {"event", "step", "seconds"}
     for name, colour in zip(sorted(names), (_ACCENT, "#0f766e", "#6d28d9"), strict=False):
-        seen = [(line["step"], line[name]) for line in log if line["event"] == "evaluate" and line.get(name) is not None]
-        axes.plot(*zip(*seen, strict=True), "o-", color=colour, linewidth=1.5, markersize=3.5, label=name.replace("_", " "))
+        judged = [line for line in log if line["event"] == "evaluate" and line.get(name) is not None]
+        seen = [(line["step"], line[name]) for line in judged]
+        axes.plot(*zip(*seen, strict=True), "o-", color=colour, markersize=3.5, label=name.replace("_", " "))
         levels += [value for _, value in seen]
     if floor is not None:
         axes.axhline(floor[1], color=_INK, linestyle="--", linewidth=1, label=floor[0])

@@ -34,7 +34,8 @@ class Recipe:
     """Edge of the images made from a folder."""
     image_channels: int = 3
     """1 or 3: grey or colour images from a folder."""
-    batch_size: int = 64
+    batch_size: int | None = None
+    """Left at None, 64 images or 512 points of a density."""
     fit: Fit = field(default_factory=lambda: Fit(max_seconds=150.0))
 
     def dataset(self) -> Dataset:
@@ -45,7 +46,10 @@ class Recipe:
         raise NotImplementedError
 
     def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
-        return dataset.stream(self.batch_size, seed=self.fit.seed, rank=rank, world=world)
+        return dataset.stream(self.batch(dataset), seed=self.fit.seed, rank=rank, world=world)
+
+    def batch(self, dataset: Dataset) -> int:
+        return self.batch_size or (64 if isinstance(dataset, data.ImageDataset) else 512)
 
     def evaluate(self, model: nn.Module, dataset: Dataset, split: str) -> dict[str, float]:
         """Figures of merit on ``valid`` or ``test``."""

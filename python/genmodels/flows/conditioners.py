@@ -40,7 +40,7 @@ class MLP(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(B, C, H, W) to (B, outputs, H, W): a 3x3 convolution, residual blocks of two, a 3x3 convolution.
+    """(B, C, H, W) to (B, outputs, H, W): a 3x3 convolution, residual blocks (3x3, 1x1), a 3x3 convolution.
 
     A context (B, contexts) enters as a bias of the first layer's channels.
     """
@@ -49,15 +49,21 @@ class ResNet(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
         self.context = nn.Linear(contexts, width, bias=False) if contexts else None
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)]) for _ in range(blocks)
-        )
+        self.blocks = nn.Sequential(*(_Residual(width) for _ in range(blocks)))
         self.last = _zeroed(nn.Conv2d(width, outputs, 3, padding=1))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         h = self.first(x)
         if self.context is not None and context is not None:
             h = h + self.context(context)[:, :, None, None]
-        for spatial, pointwise in self.blocks:  # type: ignore[misc]
-            h = h + pointwise(F.silu(spatial(F.silu(h))))
-        return self.last(F.silu(h))
+        return self.last(F.silu(self.blocks(h)))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(width, width, 3, padding=1)
+        self.pointwise = nn.Conv2d(width, width, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.pointwise(F.silu(self.spatial(F.silu(h))))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import gmkernels as gmk
 import torch
 from torch import Tensor, nn
+
+import gmkernels as gmk
 
 from ..data import Batch
 from .transforms import Transform
@@ -53,7 +54,9 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Real-valued ``x`` (B, *shape) to latents (B, features) and ``log |det dz/dx|`` (B,)."""
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"expected samples of shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+            raise ValueError(
+                f"expected samples of shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
+            )
         return self.transform(x, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -140,9 +143,7 @@ class Flow(nn.Module):
         bound of Burda et al. 2016, section 3. For real-valued samples, bits per dimension of the density.
         """
         seeds = self._key(key)
-        each = [
-            self.log_prob(x, context, key=seeds + torch.tensor([0, k], device=seeds.device)) for k in range(draws)
-        ]
+        each = [self.log_prob(x, context, key=seeds + torch.tensor([0, k], device=seeds.device)) for k in range(draws)]
         return -(torch.stack(each).logsumexp(0) - math.log(draws)) / (self.features * math.log(2))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

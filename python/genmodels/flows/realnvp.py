@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
 
 import gmkernels as gmk
-import torch
-from torch import Tensor
 
 from .conditioners import MLP, ResNet
 from .flow import Flow
-from .transforms import Chain, FactorOut, Flatten, Logit, Permute, Squeeze, Standardise, Transform
+from .transforms import Chain, FactorOut, Flatten, Logit, Permute, Squeeze, Standardise
 
 
 class RealNVP(Flow):
@@ -54,57 +56,22 @@ class RealNVP(Flow):
         contexts: int = 0,
     ) -> None:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self._map = {"scale_map": scale_map, "clamp": clamp}
-        before: list[Transform] = [] if levels is None else [Logit(alpha)]
-        if len(shape) == 1 or flat:
-            if len(shape) > 1:
-                before.append(Flatten(shape))
-            body = self._vector(math.prod(shape), couplings, hidden, depth, contexts, dropout)
-        elif len(shape) == 3:
-            body = self._image(shape, couplings, list(widths), blocks, contexts)
-        else:
+        if len(shape) not in (1, 3):
             raise ValueError(f"RealNVP: shape must be (D,) or (C, H, W), got {shape}")
-        standardise = Standardise(shape if not (len(shape) > 1 and flat) else (math.prod(shape),))
-        super().__init__(Chain([*before, standardise, body]), shape, levels)
-
-    def _vector(self, features: int, couplings: int, hidden: int, depth: int, contexts: int, dropout: float) -> Chain:
-        if features < 2:
-            raise ValueError(f"RealNVP: a vector needs at least 2 features, got {features}")
-        half = features // 2
-        steps: list[torch.nn.Module] = []
-        for i in range(couplings):
-            if features > 2 and i and i % 2 == 0:
-                steps.append(Permute(features, seed=i))
-            conditioning, split = (half, half) if i % 2 == 0 else (features - half, half - features)
-            net = MLP(conditioning, 2 * (features - conditioning), hidden, depth, contexts, dropout)
-            steps.append(gmk.nn.AffineCoupling(net, split=split, **self._map))
-        return Chain(steps)
-
-    def _image(
-        self, shape: tuple[int, ...], couplings: int, widths: list[int], blocks: int, contexts: int
-    ) -> Transform:
-        channels, height, width = shape
-        last = len(widths) == 1
-        if not last and (height % 2 or width % 2):
-            raise ValueError(f"RealNVP: {len(widths)} scales need an even size at all but the last, got {height}x{width}")
-        steps: list[torch.nn.Module] = []
-        for i in range(couplings + last):
-            net = ResNet(channels, 2 * channels, widths[0], blocks, contexts)
-            steps.append(gmk.nn.AffineCoupling(net, mask=checkerboard(height, width, i % 2 == 0), **self._map))
-        if last:
-            return Chain([*steps, Flatten(shape)])
-        squeezed = (4 * channels, height // 2, width // 2)
-        half = 2 * channels
-        steps.append(Squeeze())
-        for i in range(couplings):
-            net = ResNet(half, 2 * half, widths[0], blocks, contexts)
-            steps.append(gmk.nn.AffineCoupling(net, split=half if i % 2 == 0 else -half, **self._map))
-        inner = self._image((half, *squeezed[1:]), couplings, widths[1:], blocks, contexts)
-        return Chain([*steps, FactorOut(squeezed, inner)])
+        coupling = functools.partial(gmk.nn.AffineCoupling, scale_map=scale_map, clamp=clamp)
+        steps: list[nn.Module] = [] if levels is None else [Logit(alpha)]
+        steps.append(Standardise(shape))
+        if len(shape) == 1 or flat:
+            net = functools.partial(MLP, hidden=hidden, depth=depth, contexts=contexts, dropout=dropout)
+            steps += [Flatten(shape), *_vector_steps(math.prod(shape), couplings, coupling, net)]
+        else:
+            nets = [functools.partial(ResNet, width=width, blocks=blocks, contexts=contexts) for width in widths]
+            steps += _image_steps(shape, couplings, coupling, nets)
+        super().__init__(Chain(steps), shape, levels)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, *, key: Tensor | int | None = 0) -> None:
-        """Set the first scale and shift so that the transformed ``x`` (a sample of the data) has mean 0, deviation 1."""
+        """Set the first scale and shift so that ``x`` (a sample of the data) leaves them with mean 0, deviation 1."""
         x = x.to(self.device)
         x = x if x.is_floating_point() else self.dequantise(x, key)
         assert isinstance(self.transform, Chain)
@@ -113,6 +80,45 @@ class RealNVP(Flow):
                 step.initialise(x)
                 return
             x = step(x)[0]
+
+
+def _vector_steps(
+    features: int, couplings: int, coupling: Callable[..., nn.Module], net: Callable[[int, int], nn.Module]
+) -> list[nn.Module]:
+    if features < 2:
+        raise ValueError(f"RealNVP: a vector needs at least 2 features, got {features}")
+    half = features // 2
+    steps: list[nn.Module] = []
+    for i in range(couplings):
+        if features > 2 and i and i % 2 == 0:
+            steps.append(Permute(features, seed=i))
+        reads, split = (half, half) if i % 2 == 0 else (features - half, half - features)
+        steps.append(coupling(net(reads, 2 * (features - reads)), split=split))
+    return steps
+
+
+def _image_steps(
+    shape: tuple[int, ...],
+    couplings: int,
+    coupling: Callable[..., nn.Module],
+    nets: Sequence[Callable[[int, int], nn.Module]],
+) -> list[nn.Module]:
+    """One scale, and inside its last step the scales after it: one network maker each."""
+    channels, height, width = shape
+    net, *deeper = nets
+    if deeper and (height % 2 or width % 2):
+        raise ValueError(f"RealNVP: all scales but the last need an even size, got {height}x{width} at one of them")
+    steps: list[nn.Module] = [
+        coupling(net(channels, 2 * channels), mask=checkerboard(height, width, i % 2 == 0))
+        for i in range(couplings + (not deeper))
+    ]
+    if not deeper:
+        return [*steps, Flatten(shape)]
+    half = 2 * channels
+    steps.append(Squeeze())
+    steps += [coupling(net(half, 2 * half), split=half if i % 2 == 0 else -half) for i in range(couplings)]
+    inner = _image_steps((half, height // 2, width // 2), couplings, coupling, deeper)
+    return [*steps, FactorOut((4 * channels, height // 2, width // 2), Chain(inner))]
 
 
 def checkerboard(height: int, width: int, even: bool) -> Tensor:

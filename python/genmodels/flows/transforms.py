@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import gmkernels as gmk
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gmkernels as gmk
+
 
 class Transform(nn.Module):
-    """A bijection of samples: ``forward(x, context) -> (z, logabsdet)``; ``inverse`` undoes it, with its own logabsdet."""
+    """A bijection of samples: ``forward(x, context) -> (z, logabsdet)``; ``inverse`` undoes it, logabsdet included."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -98,6 +99,9 @@ class Standardise(Transform):
 class Permute(Transform):
     """A fixed permutation of the features, drawn under a seed, kept with the weights."""
 
+    order: Tensor
+    back: Tensor
+
     def __init__(self, features: int, seed: int) -> None:
         super().__init__()
         order = gmk.random.bits(gmk.random.key(seed=seed), features).argsort(stable=True)
@@ -144,15 +148,15 @@ class FactorOut(Transform):
     def __init__(self, shape: Sequence[int], inner: Transform) -> None:
         super().__init__()
         channels, *size = shape
-        self.half = (channels // 2, *size)
+        self.kept = (channels // 2, *size)
         self.inner = inner
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        kept, rest = x.tensor_split([self.half[0]], 1)
+        kept, rest = x.tensor_split([self.kept[0]], 1)
         z, logdet = self.inner(rest, context)
         return torch.cat([kept.flatten(1), z], 1), logdet
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        kept, inner = z.tensor_split([math.prod(self.half)], 1)
+        kept, inner = z.tensor_split([math.prod(self.kept)], 1)
         rest, logdet = self.inner.inverse(inner, context)
-        return torch.cat([kept.unflatten(1, self.half), rest], 1), logdet
+        return torch.cat([kept.unflatten(1, self.kept), rest], 1), logdet
