@@ -1,0 +1,22 @@
+"""Variational autoencoders: plain, beta, conditional and semi-supervised, with their bounds in nats per image."""
+
+from .beta import Beta
+from .masks import REGIONS, hide, random_masks
+from .semi import SemiBatch, SemiStream, SemiSupervisedVAE, keep_labels
+from .vae import VAE, ConditionalVAE, NonFiniteLoss, Terms, kl_divergence
+
+__all__ = [
+    "REGIONS",
+    "VAE",
+    "Beta",
+    "ConditionalVAE",
+    "NonFiniteLoss",
+    "SemiBatch",
+    "SemiStream",
+    "SemiSupervisedVAE",
+    "Terms",
+    "hide",
+    "keep_labels",
+    "kl_divergence",
+    "random_masks",
+]

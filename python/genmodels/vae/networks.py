@@ -1,0 +1,111 @@
+"""Encoders and decoders: multilayer perceptrons or convolutions, on an image and, where there are classes, a class."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Network = Literal["mlp", "conv"]
+Shape = tuple[int, int, int]
+
+
+class Joint(nn.Module):
+    """The linear map of a vector and a class: ``W [x; onehot(y)] + b = W_x x + W_y[:, y] + b``.
+
+    Split this way, the product with ``x`` does not depend on the class: :meth:`every` does it once for all of them.
+    """
+
+    def __init__(self, inputs: int, outputs: int, classes: int = 0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.classes = nn.Parameter(torch.empty(classes, outputs)) if classes else None
+        if self.classes is not None:
+            # As large as what x contributes, whatever its length: a class must not drown in 784 pixels.
+            nn.init.normal_(self.classes, std=1 / math.sqrt(3))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """``x`` (B, inputs) and ``y`` (B,) to (B, outputs)."""
+        h = self.linear(x)
+        return h if self.classes is None else h + F.embedding(y, self.classes)  # type: ignore[arg-type]
+
+    def every(self, x: Tensor) -> Tensor:
+        """``x`` (B, inputs), or (B, classes, inputs), with every class: (B, classes, outputs)."""
+        h = self.linear(x)
+        return (h if h.dim() == 3 else h.unsqueeze(1)) + self.classes
+
+
+def _layers(widths: list[int]) -> nn.Sequential:
+    """ReLU, linear, ReLU, linear, ...: what follows a first linear layer of ``widths[0]`` outputs."""
+    steps: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        steps += [nn.ReLU(), nn.Linear(inputs, outputs)]
+    return nn.Sequential(*steps)
+
+
+def _quarter(shape: Shape) -> tuple[int, int]:
+    if shape[1] % 4 or shape[2] % 4:
+        raise ValueError(
+            f"the convolutional network needs a height and width divisible by 4, got {shape[1]}x{shape[2]}"
+        )
+    return shape[1] // 4, shape[2] // 4
+
+
+class Encoder(nn.Module):
+    """Images (B, *shape), and a class each, to (B, outputs).
+
+    The convolutional one halves the image twice, to 64 channels, before the layers that know the class.
+    ``depth`` is the number of hidden layers of ``hidden`` units; 0 makes a linear map.
+    """
+
+    def __init__(
+        self, shape: Shape, outputs: int, hidden: int = 400, depth: int = 1, network: Network = "mlp", classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.trunk: nn.Module
+        if network == "conv":
+            height, width = _quarter(shape)
+            down = [nn.Conv2d(shape[0], 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU()]
+            self.trunk, features = nn.Sequential(*down, nn.Flatten()), 64 * height * width
+        else:
+            self.trunk, features = nn.Flatten(), math.prod(shape)
+        widths = [*[hidden] * depth, outputs]
+        self.first, self.rest = Joint(features, widths[0], classes), _layers(widths)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.rest(self.first(self.trunk(x), y))
+
+    def every(self, x: Tensor) -> Tensor:
+        """``x`` with every class: (B, classes, outputs)."""
+        return self.rest(self.first.every(self.trunk(x)))
+
+
+class Decoder(nn.Module):
+    """Latents (B, latents), and a class each, to images (B, *shape) of logits or means; the mirror of the encoder."""
+
+    def __init__(
+        self, shape: Shape, latents: int, hidden: int = 400, depth: int = 1, network: Network = "mlp", classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.head: nn.Module
+        if network == "conv":
+            height, width = _quarter(shape)
+            features = 64 * height * width
+            up = [nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(32, shape[0], 4, 2, 1)]
+            self.head = nn.Sequential(nn.ReLU(), nn.Unflatten(1, (64, height, width)), *up)
+        else:
+            features, self.head = math.prod(shape), nn.Unflatten(1, shape)
+        widths = [*[hidden] * depth, features]
+        self.first, self.rest = Joint(latents, widths[0], classes), _layers(widths)
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.head(self.rest(self.first(z, y)))
+
+    def every(self, z: Tensor) -> Tensor:
+        """``z`` (B, classes, latents), one for each class, to (B, classes, *shape)."""
+        h = self.rest(self.first.every(z))
+        return self.head(h.flatten(0, 1)).unflatten(0, h.shape[:2])

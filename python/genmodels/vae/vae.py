@@ -1,0 +1,450 @@
+"""The variational autoencoder, plain and conditional: bound, importance-weighted bound, pictures of what it knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import gmkernels as gmk
+
+from ..data import Batch
+from ..errors import GenmodelsError
+from .beta import Beta
+from .masks import random_masks
+from .networks import Decoder, Encoder, Network
+
+Likelihood = Literal["bernoulli", "gaussian"]
+
+
+class NonFiniteLoss(GenmodelsError):
+    """The loss is NaN or infinite; the message names the cause. No parameter has been changed by then."""
+
+
+class Terms(NamedTuple):
+    """The parts of a bound, in nats for each image (batch,): ``elbo = -(reconstruction + kl)``.
+
+    ``reconstruction`` is ``-log p(x|z)`` at one draw of z. ``penalty`` is the KL divergence as it is trained on: with
+    free bits it differs from ``kl``, which has no gradient then.
+    """
+
+    reconstruction: Tensor
+    kl: Tensor
+    penalty: Tensor
+
+
+def fork(key: Tensor, stream: int) -> Tensor:
+    """Another key for another purpose of the same call."""
+    return key + torch.tensor([0, stream], device=key.device)
+
+
+# What the key of a call is forked for; its own stream is the latents' noise.
+_BINARISE, _MASKS, _REFINE = 1, 2, 16
+
+
+class VAE(nn.Module):
+    """Variational autoencoder (Kingma and Welling, "Auto-encoding variational Bayes", 2014).
+
+    Latents have a standard normal prior and a diagonal normal posterior, so that with one draw of ``z``
+    ``log p(x) >= log p(x|z) - KL(q(z|x) || p(z))`` in expectation (their equation 10). All figures are in nats per
+    image, summed over pixels and latents and averaged over images; nothing is rescaled.
+
+    Args:
+        shape: (C, H, W) of an image.
+        latents: number of latents.
+        hidden, depth: units and number of hidden layers of both networks; ``depth=0`` makes them linear.
+        network: ``mlp`` or ``conv``, which starts with two convolutions of stride 2.
+        likelihood: of a pixel. ``bernoulli``: pixels in [0, 1] (grey ones count as probabilities: the term is a
+            cross-entropy). ``gaussian``: one variance for all pixels, learned; its log-density may be positive.
+        levels: integer images are divided by ``levels - 1``.
+        beta: weight of the KL term in the loss, a number or a :class:`Beta`; the reported terms are unweighted.
+        free_bits: nats below which the KL of a latent costs nothing less: ``max(free_bits, KL_j)`` for each latent and
+            image (after Kingma et al. 2016, equation 15).
+        mask_rate: share of the training images of which a random region is hidden. The encoder then sees
+            ``image * mask`` and the mask, and is trained on the bound of the visible pixels alone, whose best posterior
+            is that of the latents given what is visible. Needed for :meth:`inpaint`.
+        binarise: draw every training pixel anew as 0 or 1 with its grey value as probability ("dynamic binarisation");
+            then the bounds are bounds of a log-probability.
+        classes: number of classes that both networks are told; 0 for none. See :class:`ConditionalVAE`.
+
+    ``x`` may be an integer or a floating-point image wherever one is taken. Randomness: everything random takes ``key``
+    (an int64 tensor from ``gmkernels.random.key``, or an int seed); without it a key is drawn from torch's default
+    generator.
+    """
+
+    updates: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        latents: int = 20,
+        hidden: int = 400,
+        depth: int = 1,
+        network: Network = "mlp",
+        likelihood: Likelihood = "bernoulli",
+        levels: int = 256,
+        beta: float | Beta = 1.0,
+        free_bits: float | None = None,
+        mask_rate: float = 0.0,
+        binarise: bool = False,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(shape) != 3:
+            raise ValueError(f"{type(self).__name__}: shape must be (C, H, W), got {tuple(shape)}")
+        if likelihood not in ("bernoulli", "gaussian"):
+            raise ValueError(f"{type(self).__name__}: likelihood must be 'bernoulli' or 'gaussian', got {likelihood!r}")
+        if network not in ("mlp", "conv"):
+            raise ValueError(f"{type(self).__name__}: network must be 'mlp' or 'conv', got {network!r}")
+        if latents < 1 or hidden < 1 or depth < 0:
+            raise ValueError(
+                f"{type(self).__name__}: latents and hidden must be positive and depth 0 or more, "
+                f"got {latents}, {hidden}, {depth}"
+            )
+        if not 0 <= mask_rate <= 1:
+            raise ValueError(f"{type(self).__name__}: mask_rate must be in [0, 1], got {mask_rate}")
+        if binarise and likelihood != "bernoulli":
+            raise ValueError(f"{type(self).__name__}: binarise needs the Bernoulli likelihood, got {likelihood!r}")
+        channels, height, width = shape
+        self.shape, self.latents, self.levels, self.classes = (channels, height, width), latents, levels, classes
+        self.likelihood, self.binarise, self.mask_rate = likelihood, binarise, mask_rate
+        self.beta = beta if isinstance(beta, Beta) else Beta(value=beta)
+        self.free_bits = free_bits
+        seen = (channels + (mask_rate > 0), height, width)
+        self.encoder = Encoder(seen, 2 * latents, hidden, depth, network, classes)
+        self.decoder = Decoder(self.shape, latents, hidden, depth, network, classes)
+        if likelihood == "gaussian":
+            self.pixel_logvar = nn.Parameter(torch.tensor(-2.0))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def device(self) -> torch.device:
+        return self.updates.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def key(self, key: Tensor | int | None = None) -> Tensor:
+        """A key on this model's device: the one given, of a seed, or a fresh one."""
+        if isinstance(key, int):
+            return gmk.random.key(seed=key, device=self.device)
+        return gmk.random.key(device=self.device) if key is None else key.to(self.device)
+
+    # What goes in.
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Images as floating-point numbers, integers divided by ``levels - 1``.
+
+        Raises:
+            ValueError: another shape than the model's, or values outside [0, 1] under a Bernoulli likelihood.
+        """
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"expected images (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        x = x.to(self.dtype) if x.is_floating_point() else x.to(self.dtype).div_(self.levels - 1)
+        if self.likelihood == "bernoulli" and len(x) and not torch.compiler.is_compiling():
+            low, high = (float(end) for end in x.aminmax())
+            if not (low >= 0 and high <= 1):
+                raise ValueError(
+                    f"a Bernoulli likelihood needs pixels in [0, 1], got values from {low:.4g} to {high:.4g}"
+                    + (f" (integers are divided by levels - 1 = {self.levels - 1})" if low >= 0 else "")
+                )
+        return x
+
+    def targets(self, x: Tensor, key: Tensor) -> Tensor:
+        """What the likelihood is of: the pixels, or with ``binarise`` a draw of zeros and ones from them."""
+        x = self.pixels(x)
+        return gmk.random.bernoulli(x, fork(key, _BINARISE)) if self.binarise else x
+
+    def still(self, x: Tensor) -> Tensor:
+        """The pixels, or with ``binarise`` the likelier of 0 and 1: what is encoded where nothing should be random."""
+        return self.pixels(x).round() if self.binarise else self.pixels(x)
+
+    def labels(self, y: Tensor | None, n: int) -> Tensor | None:
+        """Labels as the networks take them.
+
+        Raises:
+            ValueError: they are missing, not wanted, not ``n`` integers, or outside ``0 .. classes - 1``.
+        """
+        if not self.classes:
+            return None
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} needs labels y (batch,) with values 0..{self.classes - 1}, got None"
+            )
+        if y.is_floating_point() or tuple(y.shape) != (n,):
+            raise ValueError(f"labels must be {n} integers of shape ({n},), got {y.dtype} of shape {tuple(y.shape)}")
+        if len(y) and not torch.compiler.is_compiling():
+            low, high = (int(end) for end in y.aminmax())
+            if low < 0 or high >= self.classes:
+                raise ValueError(f"labels must lie in 0..{self.classes - 1}, got values from {low} to {high}")
+        return y.to(self.device)
+
+    # The two networks.
+
+    def posterior(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (B, latents) of q(z|x), of floating-point pixels, of which ``mask`` are visible."""
+        if self.mask_rate > 0:
+            seen = torch.ones_like(x[:, :1]) if mask is None else mask.to(x.dtype).expand_as(x[:, :1])
+            x = torch.cat([x if mask is None else x * seen, seen], 1)
+        mu, logvar = self.encoder(x, y).chunk(2, 1)
+        return mu, logvar
+
+    def log_likelihood(self, output: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """``log p(x|z)`` (B,) of what the decoder made of ``z``; ``weight`` multiplies each pixel's term."""
+        if self.likelihood == "bernoulli":
+            return gmk.bernoulli_log_likelihood(output, x, weight)
+        return gmk.gaussian_log_likelihood(output, self.pixel_logvar, x, weight)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The expected image of what the decoder made of ``z``."""
+        return output.sigmoid() if self.likelihood == "bernoulli" else output
+
+    # Bounds.
+
+    def terms(self, x: Tensor, y: Tensor | None, mask: Tensor | None, key: Tensor, first: int = 0) -> Terms:
+        """The parts of the bound, of floating-point pixels and checked labels; with a mask, of the visible pixels."""
+        mu, logvar = self.posterior(x, y, mask)
+        z, penalty = gmk.reparameterize_kl(mu, logvar, key, free_bits=self.free_bits, first=first)
+        kl = penalty if self.free_bits is None else kl_divergence(mu, logvar).sum(1)
+        output = self.decoder(z, y)
+        reconstruction = -self.log_likelihood(output, x, mask)
+        if not torch.compiler.is_compiling() and not bool((reconstruction.sum() + penalty.sum()).isfinite()):
+            raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, output)}")
+        return Terms(reconstruction, kl, penalty)
+
+    def cause(self, x: Tensor, mu: Tensor, logvar: Tensor, output: Tensor) -> str:
+        """Why a loss is not finite, in words."""
+        limit = math.log(torch.finfo(logvar.dtype).max)
+        for name, value in self.named_parameters():
+            if not bool(value.isfinite().all()):
+                return f"the parameter {name} holds NaN or infinity already; go back to an earlier checkpoint"
+        if not bool(x.isfinite().all()):
+            return "the images hold NaN or infinity"
+        if not bool(mu.isfinite().all() and logvar.isfinite().all()):
+            return "the encoder's output overflows; try a smaller lr, or scale the images"
+        if (worst := float(logvar.max())) > limit:
+            return (
+                f"the encoder's log-variance reached {worst:.1f} and exp overflows {str(logvar.dtype)[6:]} above "
+                f"{limit:.1f}; try a smaller lr or gradient clipping"
+            )
+        if not bool(output.isfinite().all()):
+            return "the decoder's output overflows; try a smaller lr or gradient clipping"
+        return f"the sum over an image overflows (means up to {float(mu.abs().max()):.3g}); try a smaller lr"
+
+    def losses(self, batch: Batch, key: Tensor | int | None = None) -> dict[str, Tensor]:
+        """``loss = reconstruction + beta * kl``, and its parts, in nats per image.
+
+        With ``mask_rate`` the reconstruction is that of the visible pixels. Counts the updates that ``beta`` depends on
+        while in training mode.
+
+        Raises:
+            ValueError: see :meth:`pixels` and :meth:`labels`.
+            NonFiniteLoss: the loss is NaN or infinite.
+        """
+        key = self.key(key)
+        x, y = self.targets(batch.x, key), self.labels(batch.y, len(batch.x))
+        mask = random_masks(len(x), self.shape, fork(key, _MASKS), self.mask_rate) if self.mask_rate else None
+        terms = self.terms(x, y, mask, key)
+        return self.weighted(terms.reconstruction.mean(), terms.kl.mean(), terms.penalty.mean())
+
+    def weighted(self, reconstruction: Tensor, kl: Tensor, penalty: Tensor) -> dict[str, Tensor]:
+        beta = self.beta.at(self.updates)
+        if self.training:
+            self.updates += 1
+        found = {"loss": reconstruction + beta * penalty, "reconstruction": reconstruction, "kl": kl}
+        return found | {"beta": beta} if isinstance(beta, Tensor) else found
+
+    def elbo(self, x: Tensor, y: Tensor | None = None, key: Tensor | int | None = None) -> Terms:
+        """The evidence lower bound of whole images, in parts (B,), whatever ``beta``, free bits and masks training has.
+
+        Differentiable. ``-(terms.reconstruction + terms.kl)`` is the bound of ``log p(x)``.
+        """
+        key = self.key(key)
+        x, y = self.targets(x, key), self.labels(y, len(x))
+        mu, logvar = self.posterior(x, y)
+        z, kl = gmk.reparameterize_kl(mu, logvar, key)
+        return Terms(-self.log_likelihood(self.decoder(z, y), x), kl, kl)
+
+    def iwae(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        samples: int = 50,
+        rows: int = 4096,
+        key: Tensor | int | None = None,
+    ) -> Tensor:
+        """``log 1/k sum_i p(x, z_i) / q(z_i|x)`` (B,) with k = ``samples``: a lower bound of ``log p(x)``.
+
+        In expectation it lies above the ELBO, grows with k and tends to ``log p(x)`` (Burda et al., "Importance
+        weighted autoencoders", 2016, theorem 1). Differentiable. All samples of an image go through the decoder at once,
+        as many images at a time as make ``rows`` decoded images; the result does not depend on ``rows`` but for rounding.
+        """
+        if samples < 1:
+            raise ValueError(f"iwae: samples must be at least 1, got {samples}")
+        key = self.key(key)
+        x, y = self.targets(x, key), self.labels(y, len(x))
+        step = max(1, rows // samples)
+        parts = []
+        for i in range(0, len(x), step):
+            part, label = x[i : i + step], None if y is None else y[i : i + step]
+            mu, logvar = (t.repeat_interleave(samples, 0) for t in self.posterior(part, label))
+            z, _ = gmk.reparameterize_kl(mu, logvar, key, first=i * samples)
+            output = self.decoder(z, None if label is None else label.repeat_interleave(samples, 0))
+            weight = (
+                self.log_likelihood(output, part.repeat_interleave(samples, 0))
+                + gmk.gaussian_log_prob(z)
+                - gmk.gaussian_log_prob(z, mu, logvar)
+            )
+            parts.append(weight.view(-1, samples).logsumexp(1) - math.log(samples))
+        return torch.cat(parts) if parts else x.new_zeros(0)
+
+    @torch.no_grad()
+    def kl_per_latent(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """``KL(q(z_j|x) || p(z_j))`` in nats (latents,), averaged over the images."""
+        mu, logvar = self.posterior(self.still(x), self.labels(y, len(x)))
+        return kl_divergence(mu, logvar).mean(0)
+
+    # Pictures.
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The posterior means (B, latents) of images, of which ``mask`` (broadcastable to (B, 1, H, W)) are visible."""
+        return self.posterior(self.still(x), self.labels(y, len(x)), self._mask(mask, len(x)))[0]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """The expected images (B, *shape) of latents (B, latents)."""
+        if tuple(z.shape[1:]) != (self.latents,):
+            raise ValueError(f"expected latents of shape (batch, {self.latents}), got {tuple(z.shape)}")
+        return self.mean(self.decoder(z, self.labels(y, len(z))))
+
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The expected images of the posterior means."""
+        return self.decode(self.encode(x, y), y)
+
+    def sample(
+        self, n: int, y: Tensor | None = None, *, key: Tensor | int | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        """``n`` expected images (n, *shape) of latents from the prior, its deviation times ``temperature``."""
+        return self.decode(temperature * gmk.random.normal(self.key(key), (n, self.latents), dtype=self.dtype), y)
+
+    def interpolate(self, corners: Tensor, steps: int = 8, y: Tensor | None = None) -> Tensor:
+        """A grid of images (steps, steps, *shape) between four, their posterior means mixed linearly.
+
+        ``corners`` (4, *shape) are top left, top right, bottom left, bottom right. With classes, all four have the one
+        label ``y`` (a tensor of one element).
+        """
+        if tuple(corners.shape) != (4, *self.shape):
+            raise ValueError(f"corners must have shape {(4, *self.shape)}, got {tuple(corners.shape)}")
+        z = self.encode(corners, None if y is None else y.reshape(1).expand(4))
+        share = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device)[:, None]
+        top, bottom = torch.lerp(z[0], z[1], share), torch.lerp(z[2], z[3], share)
+        grid = torch.lerp(top, bottom, share[:, :, None]).flatten(0, 1)
+        images = self.decode(grid, None if y is None else y.reshape(1).expand(len(grid)))
+        return images.unflatten(0, (steps, steps))
+
+    @torch.no_grad()
+    def manifold(
+        self, side: int = 20, *, x: Tensor | None = None, y: Tensor | None = None, label: int | None = None
+    ) -> Tensor:
+        """Images (side, side, *shape) of a regular grid of quantiles of two directions of the latent space.
+
+        With two latents these are the latents themselves, from the 2nd to the 98th percentile of the prior. With more,
+        images ``x`` (and, with classes, their labels ``y``) are needed: the directions are the two along which their
+        posterior means vary most, through the mean, from the 2nd to the 98th percentile of a normal distribution with
+        their deviations. With classes, the images are of class ``label``.
+        """
+        share = torch.linspace(0.02, 0.98, side, dtype=self.dtype, device=self.device)
+        across = torch.special.ndtri(share)
+        if x is None:
+            if self.latents != 2:
+                raise ValueError(f"manifold needs images x for a model with {self.latents} latents; only 2 need none")
+            centre, axes = across.new_zeros(2), torch.eye(2, dtype=self.dtype, device=self.device)
+        else:
+            z = self.encode(x, y)
+            centre = z.mean(0)
+            _, deviations, axes = torch.linalg.svd(z - centre, full_matrices=False)
+            axes = (axes * deviations[:, None] / math.sqrt(len(z)))[:2]
+        down = -across
+        z = centre + down[:, None, None] * axes[1] + across[None, :, None] * axes[0]
+        z = z.flatten(0, 1)
+        labels = None if label is None else torch.full((len(z),), label, device=self.device)
+        return self.decode(z, labels).unflatten(0, (side, side))
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        steps: int = 4,
+        y: Tensor | None = None,
+        *,
+        draws: int = 1,
+        key: Tensor | int | None = None,
+    ) -> Tensor:
+        """Images with their hidden pixels filled in.
+
+        First z is drawn from the posterior given the visible pixels and decoded into the hidden ones; then, ``steps -
+        1`` times, z is drawn given the completed image, and the hidden pixels are decoded again (pseudo-Gibbs; Rezende
+        et al. 2014, appendix F). With ``binarise`` the hidden pixels are drawn in between, else they are expected
+        values.
+
+        Args:
+            mask: bool, broadcastable to (B, 1, H, W); True marks what is visible. Hidden pixels of ``x`` are not read.
+            draws: average so many independent fillings: 1 shows one way it may have been, many what is expected.
+
+        Raises:
+            ValueError: the model was made with ``mask_rate=0``: its encoder has never seen a hidden pixel.
+        """
+        if not self.mask_rate:
+            raise ValueError("inpaint needs a model with mask_rate above 0: this encoder has never seen a hidden pixel")
+        if steps < 1 or draws < 1:
+            raise ValueError(f"inpaint: steps and draws must be at least 1, got {steps} and {draws}")
+        shown = self._mask(mask, len(x))
+        assert shown is not None
+        x, y, key = self.still(torch.where(shown, x, 0)), self.labels(y, len(x)), self.key(key)
+        visible, original = (t.repeat_interleave(draws, 0) for t in (shown, x))
+        y = None if y is None else y.repeat_interleave(draws, 0)
+        filled, seen, expected = original, visible, original
+        for step in range(steps):
+            mu, logvar = self.posterior(filled, y, seen)
+            z, _ = gmk.reparameterize_kl(mu, logvar, fork(key, _REFINE + 2 * step))
+            expected = self.mean(self.decoder(z, y))
+            hidden = gmk.random.bernoulli(expected, fork(key, _REFINE + 2 * step + 1)) if self.binarise else expected
+            filled, seen = torch.where(visible, original, hidden), torch.ones_like(visible)
+        return torch.where(shown, x, expected.unflatten(0, (len(x), draws)).mean(1))
+
+    def _mask(self, mask: Tensor | None, n: int) -> Tensor | None:
+        if mask is None:
+            return None
+        if mask.dtype != torch.bool:
+            raise TypeError(f"a mask must be bool, True where pixels are visible, got {mask.dtype}")
+        return mask.to(self.device).expand(n, 1, *self.shape[1:])
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, latents={self.latents}, likelihood={self.likelihood!r}, beta={self.beta}"
+
+
+class ConditionalVAE(VAE):
+    """A VAE of images given their class: both networks are told the label (Sohn et al. 2015; Kingma et al. 2014).
+
+    As :class:`VAE`, with ``classes`` required. Everything takes labels ``y`` (B,), int64, in ``0 .. classes - 1``; the
+    bounds are of ``log p(x|y)``.
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int, **options: Any) -> None:
+        if classes < 2:
+            raise ValueError(f"{type(self).__name__}: classes must be at least 2, got {classes}")
+        super().__init__(shape, classes=classes, **options)
+
+
+def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
+    """``KL(N(mu, exp(logvar)) || N(0, 1))`` of each latent and image, without a gradient: for reports."""
+    mu, logvar = mu.detach(), logvar.detach()
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
