@@ -245,7 +245,8 @@ def draw(rows: Iterable[Row], path: Path) -> None:
 
 
 def main(files: Sequence[Path], readme: Path | None, plot: Path | None) -> int:
-    rows = load(files or sorted(RESULTS.glob("*.jsonl")))
+    # models.jsonl holds what trained models reach, not speeds (see genmodels.record).
+    rows = load(files or sorted(path for path in RESULTS.glob("*.jsonl") if path.name != "models.jsonl"))
     if not rows:
         raise ValueError(f"no rows in {RESULTS}; python -m benchmarks run all --json benchmarks/results/NAME.jsonl")
     block = markdown(rows)

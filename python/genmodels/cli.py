@@ -20,6 +20,7 @@ import gmkernels as gmk
 
 from .errors import CheckpointError, GenmodelsError, need
 from .recipe import Recipe, restore
+from .record import append
 from .registry import MODELS, recipe_of
 
 USAGE = """\
@@ -70,6 +71,8 @@ class Evaluate:
     """Folder of the run."""
     split: str = "test"
     """test or valid."""
+    record: Path | None = None
+    """Append the figures, with the run's options and the versions they were made with, to this JSON-lines file."""
     backend: str = "auto"
 
 
@@ -245,5 +248,8 @@ def _evaluate(options: Evaluate) -> int:
         raise GenmodelsError(f"--split must be test or valid, got {options.split!r}")
     with gmk.use_backend(options.backend):
         recipe, dataset, model = _open(options.run)
-        print(json.dumps(recipe.evaluate(model, dataset, options.split)))
+        figures = recipe.evaluate(model, dataset, options.split)
+    print(json.dumps(figures))
+    if options.record:
+        append(options.record, options.run, figures)
     return 0

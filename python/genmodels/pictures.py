@@ -95,7 +95,8 @@ def mesh(path: Path, nodes: Tensor, samples: Tensor, title: str) -> None:
 def bars(path: Path, heights: Tensor, *, title: str, x: str, y: str) -> None:
     """Bars of heights (N,), side by side."""
     figure, axes = _figure(6.4, 3)
-    axes.bar(range(len(heights)), heights.tolist(), color=_ACCENT, width=0.8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.bar(range(1, len(heights) + 1), heights.tolist(), color=_ACCENT, width=0.8)
     axes.set_title(title, fontsize=10, color=_INK)
     axes.set(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)

@@ -282,8 +282,9 @@ class VAE(nn.Module):
         """``log 1/k sum_i p(x, z_i) / q(z_i|x)`` (B,) with k = ``samples``: a lower bound of ``log p(x)``.
 
         In expectation it lies above the ELBO, grows with k and tends to ``log p(x)`` (Burda et al., "Importance
-        weighted autoencoders", 2016, theorem 1). Differentiable. All samples of an image go through the decoder at once,
-        as many images at a time as make ``rows`` decoded images; the result does not depend on ``rows`` but for rounding.
+        weighted autoencoders", 2016, theorem 1). Differentiable. All samples of an image go through the decoder at
+        once, as many images at a time as make ``rows`` decoded images; the result does not depend on ``rows`` but for
+        rounding.
         """
         if samples < 1:
             raise ValueError(f"iwae: samples must be at least 1, got {samples}")
