@@ -50,7 +50,7 @@ class ErrorCase:
     match: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OperatorRow:
     """One operator, or one variant of it, as the generated tests see it.
 
@@ -95,6 +95,12 @@ class OperatorRow:
     same_bits: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
     extremes: Callable[[torch.dtype], Case] | None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.name)  # what hypothesis shows
 
     @property
     def backends(self) -> tuple[str, ...]:

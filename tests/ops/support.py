@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gmkernels.core import backends
-from gmkernels.testing import Case, OperatorRow, rows
+from gmkernels.testing import Case, OperatorRow, evaluate, rows
 from gmkernels.testing.budget import error
 from gmkernels.testing.evaluate import Results, mode_of
 
@@ -90,11 +90,24 @@ def _count(s: tuple[int, ...]) -> int:
     return total
 
 
-def close(result: Results, exact: Results, limits: dict[str, float] = TIGHT) -> list[str]:
-    """The results whose error is over the limit of their mode, in halves of an ULP of their dtype."""
+def wrong(row: OperatorRow, case: Case, result: Results, **options: object) -> list[str]:
+    """The float64 results that are not the reference's to about twelve digits.
+
+    A long stack of flows may be ill-conditioned: it then amplifies the last bit of its input. What scaling each input
+    by 1 + 64 eps does to the reference is allowed on top. (Scaling, because it keeps equal numbers equal.)
+    """
+    exact = evaluate(row, case, "reference", **options)  # type: ignore[arg-type]
     assert set(result) == set(exact)
-    found = {name: error(result[name], exact[name]) for name in result}
-    return [f"{name}: error {e:.3g} > {limits[mode_of(name)]}" for name, e in found.items() if not e <= limits[mode_of(name)]]
+    over = {n: e for n in result if not (e := error(result[n], exact[n])) <= TIGHT[mode_of(n)]}
+    if not over:
+        return []
+    eps = 64 * torch.finfo(torch.float64).eps
+    moved = {
+        name: t * (1 + eps * (-1) ** i) if t.is_floating_point() else t for i, (name, t) in enumerate(case.tensors.items())
+    }
+    shaken = evaluate(row, Case(moved, case.constants), "reference", **options)  # type: ignore[arg-type]
+    limits = {name: TIGHT[mode_of(name)] + error(shaken[name], exact[name]) for name in over}
+    return [f"{name}: error {e:.3g} > {limits[name]:.3g}" for name, e in over.items() if not e <= limits[name]]
 
 
 def on(backend: str, case: Case) -> Case:

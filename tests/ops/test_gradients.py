@@ -11,7 +11,7 @@ from gmkernels.testing import Case, OperatorRow, evaluate
 from gmkernels.testing.evaluate import different
 from gmkernels.testing.table import draw
 
-from .support import close, on, params
+from .support import on, params, wrong
 
 DIFFERENTIABLE = dict(keep=lambda row: row.order == 2 and torch.float64 in row.dtypes, dtypes=(torch.float64,))
 EACH = dict(keep=lambda row: row.order == 2, one_of_each=True)
@@ -83,8 +83,8 @@ def test_a_penalty_on_the_gradient_of_one_input(row: OperatorRow, backend: str, 
     """The double backward of a gradient penalty, which asks for some of its results only."""
     case = row.case(row.sizes[0], dtype)
     for name in row.differentiable:
-        result, expected = (evaluate(row, case, b, needs=[name]) for b in (backend, "reference"))
-        assert not (wrong := close(result, expected)), wrong
+        found = wrong(row, case, evaluate(row, case, backend, needs=[name]), needs=[name])
+        assert not found, found
 
 
 @params(**EACH)

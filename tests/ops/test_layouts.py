@@ -13,7 +13,7 @@ from gmkernels.testing import LAYOUTS, Case, OperatorRow, evaluate, redzones, re
 from gmkernels.testing.evaluate import different
 
 from . import support
-from .support import close, cpu, on, params
+from .support import cpu, on, params, wrong
 
 # Around the lane counts, block sizes and nothing at all; and primes.
 SIZES = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 5, 11, 13, 61, 101, 251, 509]
@@ -47,10 +47,11 @@ def test_any_size_layout_and_set_of_gradients(row: OperatorRow, backend: str, da
     with redzones() as zones:
         guarded = zones.case(there)
         result = evaluate(row, guarded, backend, needs=needs, spread=spread)
-    exact = evaluate(row, case.map(torch.clone).to(torch.float64), "reference", needs=needs, spread=spread)
+    plain = case.map(lambda t: t.contiguous().clone()).to(torch.float64)
     if double:
-        assert not (wrong := close(cpu(result), exact)), wrong
+        assert not (found := wrong(row, plain, cpu(result), needs=needs, spread=spread)), found
     else:
+        exact = evaluate(row, plain, "reference", needs=needs, spread=spread)
         # 16-bit inputs, or Triton: the budgets hold them tightly, this finds what is plainly wrong.
         for name, t in result.items():
             if t.is_floating_point():
@@ -58,7 +59,7 @@ def test_any_size_layout_and_set_of_gradients(row: OperatorRow, backend: str, da
                 torch.testing.assert_close(t.cpu().double(), exact[name].double(), rtol=width, atol=width)
     if backend != "reference":
         dense = evaluate(row, there.map(lambda t: t.contiguous().clone()), backend, needs=needs, spread=spread)
-        assert not (wrong := different(result, dense)), wrong
+        assert not (found := different(result, dense)), found
 
 
 def test_the_sizes_drawn_cover_the_interesting_ones() -> None:

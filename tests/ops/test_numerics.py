@@ -9,7 +9,7 @@ from gmkernels.testing import ErrorBudget, OperatorRow, evaluate
 from gmkernels.testing.budget import error
 
 from . import ledger, support
-from .support import close, cpu, on, params
+from .support import cpu, on, params, wrong
 
 LOW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -25,8 +25,8 @@ def test_error_is_within_the_budget_and_the_ledger(row: OperatorRow, backend: st
 def test_float64_is_the_reference_to_twelve_digits(row: OperatorRow, backend: str, dtype: torch.dtype) -> None:
     for seed, sizes in enumerate(support.sizes(row, backend)):
         case = row.case(sizes, dtype, seed)
-        wrong = close(cpu(evaluate(row, on(backend, case), backend)), evaluate(row, case, "reference"))
-        assert not wrong, f"{sizes}: " + "; ".join(wrong)
+        found = wrong(row, case, cpu(evaluate(row, on(backend, case), backend)))
+        assert not found, f"{sizes}: " + "; ".join(found)
 
 
 @params(lambda row: row.exact, reference=False, dtypes=(*LOW, torch.float64))
