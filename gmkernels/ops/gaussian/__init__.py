@@ -1,4 +1,4 @@
-"""Variational autoencoders: draws from Gaussian posteriors with their KL divergence, and the likelihoods of decoders."""
+"""Variational autoencoders: draws from Gaussian posteriors with their KL divergence, and decoders' likelihoods."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def reparameterize_kl(
     """A draw from each sample's posterior ``N(mu, exp(logvar))``, and its divergence from the prior ``N(0, 1)``.
 
     ``z = mu + exp(logvar / 2) * eps`` (Kingma and Welling, "Auto-encoding variational Bayes", 2014, section 2.4) and
-    ``kl = beta * sum_d max(free_bits, (mu_d^2 + exp(logvar_d) - 1 - logvar_d) / 2)`` (their appendix B; beta: Higgins et
-    al., "beta-VAE", 2017, equation 4), the sum over all dimensions but the first.
+    ``kl = beta * sum_d max(free_bits, (mu_d^2 + exp(logvar_d) - 1 - logvar_d) / 2)`` (their appendix B; beta: Higgins
+    et al., "beta-VAE", 2017, equation 4), the sum over all dimensions but the first.
 
-    ``free_bits`` (in nats) holds each dimension of each sample up. Kingma et al., "Improved variational inference with
-    inverse autoregressive flow", 2016, appendix C.8, take the maximum after averaging over a minibatch, which makes samples
-    depend on each other; this is the same idea without that.
+    ``free_bits`` (in nats) holds each dimension of each sample up. Kingma et al., "Improved variational inference
+    with inverse autoregressive flow", 2016, appendix C.8, take the maximum after averaging over a minibatch, by which
+    samples depend on each other; this is the same idea without that.
 
     Args:
         mu, logvar: (batch, ...), two dimensions or more, one floating dtype, any strides: the halves that ``chunk``
@@ -81,8 +81,8 @@ def bernoulli_log_likelihood(
 ) -> Tensor:
     """The log-probability of each sample's pixels under independent Bernoulli distributions, from their logits.
 
-    ``sum w (x l - softplus(l))``, the sum over all dimensions but the first, with ``l = logits``; for ``x`` between 0 and
-    1 the negative of the cross-entropy (Kingma and Welling 2014, appendix C.1). Evaluated without overflow or
+    ``sum w (x l - softplus(l))``, the sum over all dimensions but the first, with ``l = logits``; for ``x`` between 0
+    and 1 the negative of the cross-entropy (Kingma and Welling 2014, appendix C.1). Evaluated without overflow or
     cancellation for any finite logit.
 
     Args:
@@ -201,6 +201,9 @@ def _fitted(op: str, name: str, value: Tensor, whole: str, like: Tensor) -> Tens
 
 def _expand(op: str, name: str, value: Tensor, whole: str, like: Tensor) -> Tensor:
     try:
+        if value.dim() < like.dim():
+            # First to one sample: autograd then never sums everything at once, which PyTorch does by thread count.
+            value = value.expand(like.shape[1:])
         return value.expand(like.shape)
     except RuntimeError:
         raise ValueError(

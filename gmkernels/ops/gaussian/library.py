@@ -37,7 +37,8 @@ reparameterize_kl = Operator(
 )
 reparameterize_kl_backward = Operator(
     "gaussian",
-    f"reparameterize_kl_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, {_NOISE}) -> (Tensor, Tensor)",
+    f"reparameterize_kl_backward(Tensor grad_z, Tensor grad_kl, Tensor mu, Tensor logvar, {_NOISE})"
+    " -> (Tensor, Tensor)",
     _fake_backward,
 )
 reparameterize_kl_double_backward = Operator(

@@ -18,7 +18,7 @@ _core = cpu()
 def _operands(*tensors: Tensor | None) -> tuple[Any, list[Any], list[Tensor]]:
     """Sizes, (address, dtype, strides) of each operand or None, and what must live until the kernel is done."""
     sizes, strides, alive = rows(*[t for t in tensors if t is not None])
-    described = iter([(t.data_ptr(), DTYPES[t.dtype], s) for t, s in zip(alive, strides)])
+    described = iter([(t.data_ptr(), DTYPES[t.dtype], s) for t, s in zip(alive, strides, strict=True)])
     return sizes, [None if t is None else next(described) for t in tensors], alive
 
 
