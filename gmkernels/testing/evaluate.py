@@ -97,9 +97,9 @@ def digest(results: Results) -> str:
 
 
 def _bytes(t: Tensor) -> bytes:
-    # A clone, because a tensor of one element is contiguous with any stride.
-    dense = t.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return dense.reshape(-1).view(torch.uint8).numpy().tobytes()
+    # Left to numpy, because torch's own copies run in threads, which hang in a forked child.
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    return t.detach().cpu().view(whole).numpy().tobytes()
 
 
 @contextlib.contextmanager
