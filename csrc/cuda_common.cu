@@ -1,8 +1,7 @@
-#include "gmk/cuda.h"
-
 #include <string>
 
 #include "gmk/abi.h"
+#include "gmk/cuda.h"
 
 namespace {
 thread_local std::string last_error;

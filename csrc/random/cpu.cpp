@@ -79,9 +79,13 @@ int random_bits(const gmk_random_args& a) {
   });
 }
 
-int random_uniform(const gmk_random_args& a) { return a.dtype == GMK_F64 ? uniform_as<double>(a) : uniform_as<float>(a); }
+int random_uniform(const gmk_random_args& a) {
+  return a.dtype == GMK_F64 ? uniform_as<double>(a) : uniform_as<float>(a);
+}
 int random_normal(const gmk_random_args& a) { return a.dtype == GMK_F64 ? normal_as<double>(a) : normal_as<float>(a); }
-int random_bernoulli(const gmk_random_args& a) { return a.dtype == GMK_F64 ? bernoulli_as<double>(a) : bernoulli_as<float>(a); }
+int random_bernoulli(const gmk_random_args& a) {
+  return a.dtype == GMK_F64 ? bernoulli_as<double>(a) : bernoulli_as<float>(a);
+}
 
 }  // namespace GMK_ISA
 }  // namespace gmk

@@ -24,7 +24,9 @@ template <class T> GMK_INLINE T narrow(float x) { return T(x); }
 template <> GMK_INLINE __half narrow(float x) { return __float2half_rn(x); }
 template <> GMK_INLINE __nv_bfloat16 narrow(float x) { return __float2bfloat16_rn(x); }
 
-template <class C> GMK_INLINE C to_uniform(uint64_t word) { return (C(uint32_t(word) >> 9) + C(0.5)) * C(kUniformStep); }
+template <class C> GMK_INLINE C to_uniform(uint64_t word) {
+  return (C(uint32_t(word) >> 9) + C(0.5)) * C(kUniformStep);
+}
 
 struct Bits {
   using Out = int64_t;
@@ -81,7 +83,8 @@ template <class T> struct Bernoulli {
 };
 
 template <class F>
-__global__ void __launch_bounds__(kThreads) fill(typename F::Out* out, int64_t count, int64_t start, const int64_t* key, F f) {
+__global__ void __launch_bounds__(kThreads)
+    fill(typename F::Out* out, int64_t count, int64_t start, const int64_t* key, F f) {
   using T = typename F::Out;
   const uint64_t seed = uint64_t(key[0]), offset = uint64_t(key[1]);
   const int64_t low = start >> 2, high = (start + count + 3) >> 2, stride = int64_t(gridDim.x) * kThreads;
@@ -104,8 +107,8 @@ __global__ void __launch_bounds__(kThreads) fill(typename F::Out* out, int64_t c
 template <class F> int run(const gmk_random_args* a, const int64_t* key, void* stream, const char* what, F f) {
   if (a->count <= 0) return 0;
   const int64_t counters = ((a->start + a->count + 3) >> 2) - (a->start >> 2);
-  fill<<<blocks_for(counters), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<typename F::Out*>(a->out), a->count,
-                                                                               a->start, key, f);
+  fill<<<blocks_for(counters), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(static_cast<typename F::Out*>(a->out),
+                                                                                 a->count, a->start, key, f);
   return cuda_status(cudaGetLastError(), what);
 }
 

@@ -6,7 +6,8 @@
 //
 // The first runs over every STRIDE-th float32 bit pattern and the neighbours of special values, and prints one line a
 // function: name, instruction set, largest error, the argument that has it, how many were tried, and a hash of all
-// results. The second leaves out the comparison. The third prints the results for the float32 numbers in FILE, as they are in memory, function by function.
+// results. The second leaves out the comparison. The third prints the results for the float32 numbers in FILE, as they
+// are in memory, function by function.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,7 +20,7 @@
 #include "gmk/vmath.h"
 
 #define GMK_TEXT2(x) #x
-#define GMK_TEXT(x) GMK_TEXT2(x)
+#define GMK_TEXT(x)  GMK_TEXT2(x)
 
 using namespace gmk::GMK_ISA;
 
@@ -60,7 +61,8 @@ const Function kFunctions[] = {
     {"log1p", [](const f32& x) { return log1p(x); }, [](double x) { return std::log1p(x); }, -kAll, kAll},
     {"sigmoid", [](const f32& x) { return sigmoid(x); }, sigmoid_reference, -kAll, kAll},
     {"softplus", [](const f32& x) { return softplus(x); }, softplus_reference, -kAll, kAll},
-    {"logsigmoid", [](const f32& x) { return logsigmoid(x); }, [](double x) { return -softplus_reference(-x); }, -kAll, kAll},
+    {"logsigmoid", [](const f32& x) { return logsigmoid(x); }, [](double x) { return -softplus_reference(-x); }, -kAll,
+     kAll},
     {"tanh", [](const f32& x) { return tanh(x); }, [](double x) { return std::tanh(x); }, -kAll, kAll},
     {"atan", [](const f32& x) { return atan(x); }, [](double x) { return std::atan(x); }, -kAll, kAll},
     {"sin2pi", sine_pack, sine, 0.0f, 1.0f},
@@ -107,9 +109,10 @@ void measure(const Function& f, uint64_t stride, bool compare) {
   for (uint64_t word = 0; word < (1ull << 32); word += stride) visit(uint32_t(word));
   if (stride > 1) {
     // Both sides of the places where a formula or an exponent changes.
-    const float centres[] = {0,      0x1p-149f, 0x1p-126f, 0x1p-24f, 0x1p-23f, 0.125f, 0.25f,   0.375f, 0.5f,   0.625f, 0.75f,
-                             0.875f, 0.9f,      1.0f,      1.5f,     2.0f,     9.0f,   10.0f,   16.7f,  20.0f,  87.34f, 88.0f,
-                             88.72f, 89.0f,     103.28f,   103.98f,  104.0f,   0x1p24f, 0x1p30f, 0x1p127f, 0x1.8p127f, kAll};
+    const float centres[] = {0,       0x1p-149f, 0x1p-126f, 0x1p-24f, 0x1p-23f, 0.125f,   0.25f,      0.375f,
+                             0.5f,    0.625f,    0.75f,     0.875f,   0.9f,     1.0f,     1.5f,       2.0f,
+                             9.0f,    10.0f,     16.7f,     20.0f,    87.34f,   88.0f,    88.72f,     89.0f,
+                             103.28f, 103.98f,   104.0f,    0x1p24f,  0x1p30f,  0x1p127f, 0x1.8p127f, kAll};
     for (float centre : centres)
       for (uint32_t sign : {0u, 0x80000000u})
         for (int32_t d = -300; d <= 300; ++d) {
@@ -119,8 +122,8 @@ void measure(const Function& f, uint64_t stride, bool compare) {
         }
   }
   flush();
-  std::printf("%s %s %.4f %.9g %llu %016llx\n", f.name, GMK_TEXT(GMK_ISA), worst, double(argument), (unsigned long long)count,
-              (unsigned long long)hash);
+  std::printf("%s %s %.4f %.9g %llu %016llx\n", f.name, GMK_TEXT(GMK_ISA), worst, double(argument),
+              (unsigned long long)count, (unsigned long long)hash);
   std::fflush(stdout);
 }
 

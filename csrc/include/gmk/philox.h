@@ -1,5 +1,6 @@
 // Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011), the project's
-// random stream: element i is word i mod 4 of counter (i div 4, offset) under key seed, each 64 bits wide, low word first.
+// random stream: element i is word i mod 4 of counter (i div 4, offset) under key seed, all three numbers 64 bits wide,
+// low word first.
 //
 // W is uint64_t for one counter or pack<uint64_t> for sixteen; only the low 32 bits of each lane count. Known answers
 // (counter, key -> words) of the authors' Random123:

@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #undef GMK_ISA
-#define GMK_ISA cuda
-#define GMK_INLINE __device__ __forceinline__
+#define GMK_ISA     cuda
+#define GMK_INLINE  __device__ __forceinline__
 #define GMK_OUTLINE GMK_INLINE
 
 namespace gmk {
@@ -37,13 +37,15 @@ GMK_INLINE double product(double a, double b) { return __dmul_rn(a, b); }
 GMK_INLINE float quotient(float a, float b) { return __fdiv_rn(a, b); }
 GMK_INLINE double quotient(double a, double b) { return __ddiv_rn(a, b); }
 template <class T> GMK_INLINE T sum(T a, T b) { return T(std::make_unsigned_t<T>(a) + std::make_unsigned_t<T>(b)); }
-template <class T> GMK_INLINE T difference(T a, T b) { return T(std::make_unsigned_t<T>(a) - std::make_unsigned_t<T>(b)); }
+template <class T> GMK_INLINE T difference(T a, T b) {
+  return T(std::make_unsigned_t<T>(a) - std::make_unsigned_t<T>(b));
+}
 template <class T> GMK_INLINE T conjunction(T a, T b) { return a & b; }
 template <class T> GMK_INLINE T exclusive(T a, T b) { return a ^ b; }
 
-#define GMK_BINARY(OP, NAME)                                                                                            \
-  template <class T> GMK_INLINE pack<T> operator OP(pack<T> a, pack<T> b) { return NAME(a.v, b.v); }                     \
-  template <class T> GMK_INLINE pack<T> operator OP(pack<T> a, typename pack<T>::scalar b) { return NAME(a.v, b); }      \
+#define GMK_BINARY(OP, NAME)                                                                                        \
+  template <class T> GMK_INLINE pack<T> operator OP(pack<T> a, pack<T> b) { return NAME(a.v, b.v); }                \
+  template <class T> GMK_INLINE pack<T> operator OP(pack<T> a, typename pack<T>::scalar b) { return NAME(a.v, b); } \
   template <class T> GMK_INLINE pack<T> operator OP(typename pack<T>::scalar a, pack<T> b) { return NAME(a, b.v); }
 GMK_BINARY(+, sum)
 GMK_BINARY(-, difference)
@@ -53,8 +55,8 @@ GMK_BINARY(&, conjunction)
 GMK_BINARY(^, exclusive)
 #undef GMK_BINARY
 
-#define GMK_COMPARE(OP)                                                                                  \
-  template <class T> GMK_INLINE pack<bool> operator OP(pack<T> a, pack<T> b) { return a.v OP b.v; }        \
+#define GMK_COMPARE(OP)                                                                             \
+  template <class T> GMK_INLINE pack<bool> operator OP(pack<T> a, pack<T> b) { return a.v OP b.v; } \
   template <class T> GMK_INLINE pack<bool> operator OP(pack<T> a, typename pack<T>::scalar b) { return a.v OP b; }
 GMK_COMPARE(<)
 GMK_COMPARE(>)
@@ -70,10 +72,14 @@ template <class T> GMK_INLINE pack<T> select(pack<bool> m, pack<T> a, pack<T> b)
 
 template <class To, class From> GMK_INLINE pack<To> bits(pack<From> a) {
   static_assert(sizeof(To) == sizeof(From), "same width");
-  if constexpr (sizeof(To) == 8 && std::numeric_limits<From>::is_integer) return To(__longlong_as_double(a.v));
-  else if constexpr (sizeof(To) == 8) return To(__double_as_longlong(a.v));
-  else if constexpr (std::numeric_limits<From>::is_integer) return To(__int_as_float(a.v));
-  else return To(__float_as_int(a.v));
+  if constexpr (sizeof(To) == 8 && std::numeric_limits<From>::is_integer)
+    return To(__longlong_as_double(a.v));
+  else if constexpr (sizeof(To) == 8)
+    return To(__double_as_longlong(a.v));
+  else if constexpr (std::numeric_limits<From>::is_integer)
+    return To(__int_as_float(a.v));
+  else
+    return To(__float_as_int(a.v));
 }
 template <class To, class From> GMK_INLINE pack<To> convert(pack<From> a) { return To(a.v); }
 

@@ -1,15 +1,15 @@
 // Elementary functions on sixteen lanes: exp, log, log1p, sigmoid, tanh, softplus, logsigmoid, atan, sin and cos of a
 // whole turn, and a pair of normals.
 //
-// Without branches and out of fma, + - * /, selections and integer operations alone, in a fixed order: every instruction
-// set, the CUDA core and gmkernels/core/triton_math.py (its twin, line by line) give the same bits. Subnormal arguments
-// and results count like all others; NaN propagates. tools/check_vmath.py measures the error of the float32 functions
-// over all 2^32 arguments.
+// Without branches and out of fma, + - * /, selections and integer operations alone, in a fixed order: every
+// instruction set, the CUDA core and gmkernels/core/triton_math.py (its twin, line by line) give the same bits.
+// Subnormal arguments and results count like all others; NaN propagates. tools/check_vmath.py measures the error of the
+// float32 functions over all 2^32 arguments.
 //
-// Methods: argument reduction after W. J. Cody and W. Waite, "Software Manual for the Elementary Functions" (1980), with
-// constants split so that the first product is exact; polynomials fitted by tools/fit_vmath.py; lost low parts
-// recovered with T. J. Dekker's two-sum (Numer. Math. 18, 1971). Double precision goes to the C
-// library, but for the angles of normals.
+// Methods: argument reduction after W. J. Cody and W. Waite, "Software Manual for the Elementary Functions" (1980),
+// with constants split so that the first product is exact; polynomials fitted by tools/fit_vmath.py; lost low parts
+// recovered with T. J. Dekker's two-sum (Numer. Math. 18, 1971). Double precision goes to the C library,
+// but for the angles of normals.
 #pragma once
 
 #ifdef __CUDACC__
@@ -36,7 +36,7 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kLn2High = 0x1.62e4p-1f;  // 15 bits: an exact multiple for every exponent
 constexpr float kLn2Low = 1.42860677e-06f;
 
-// ---- exp -------------------------------------------------------------------------------------------------------------
+// ---- exp ----------------------------------------------------------------------------------------------------------
 
 // 2^n for n in [-126, 127].
 GMK_INLINE f32 power_of_two(const i32& n) { return bits<float>((n + 127) << 23); }
@@ -85,7 +85,7 @@ GMK_MATH void exp_pair(const f32& x, f32& high, f32& low) {
   low = scale(e - (p - 1.0f), t);
 }
 
-// ---- log -------------------------------------------------------------------------------------------------------------
+// ---- log ----------------------------------------------------------------------------------------------------------
 
 // log(1 + f) - f for f in [-1/4, 1/2]
 GMK_INLINE f32 log1p_tail(const f32& f) {
@@ -139,7 +139,7 @@ GMK_MATH f32 log1p_unit(const f32& e, const f32& low) {
   return log_assemble(select<float>(upper, f32(1.0f), f32(0.0f)), f, low * fma(e, -0.5f, 1.0f));
 }
 
-// ---- sigmoid, softplus, tanh, atan -----------------------------------------------------------------------------------
+// ---- sigmoid, softplus, tanh, atan --------------------------------------------------------------------------------
 
 // 1 / (1 + exp(-x))
 GMK_MATH f32 sigmoid(const f32& x) {
@@ -197,7 +197,7 @@ GMK_MATH f32 atan(const f32& x) {
   return copysign(select<float>(a > 1.0f, large, t + tail), x);
 }
 
-// ---- random numbers --------------------------------------------------------------------------------------------------
+// ---- random numbers -----------------------------------------------------------------------------------------------
 
 // sin(2 pi u) and cos(2 pi u) for |u| < 2^20
 GMK_MATH void sincos2pi(const f32& u, f32& sine, f32& cosine) {
@@ -228,7 +228,7 @@ GMK_INLINE void normal_pair(const f32& radius_uniform, const f32& angle_uniform,
   z1 = radius * s;
 }
 
-// ---- double precision ------------------------------------------------------------------------------------------------
+// ---- double precision ---------------------------------------------------------------------------------------------
 
 template <class F> GMK_INLINE f64 each(const f64& a, F f) {
   double x[kLanes];
@@ -236,11 +236,21 @@ template <class F> GMK_INLINE f64 each(const f64& a, F f) {
   for (int l = 0; l < kLanes; ++l) x[l] = f(x[l]);
   return load(x);
 }
-GMK_OUTLINE f64 exp(const f64& a) { return each(a, [](double x) { return ::exp(x); }); }
-GMK_OUTLINE f64 log(const f64& a) { return each(a, [](double x) { return ::log(x); }); }
-GMK_OUTLINE f64 log1p(const f64& a) { return each(a, [](double x) { return ::log1p(x); }); }
-GMK_OUTLINE f64 tanh(const f64& a) { return each(a, [](double x) { return ::tanh(x); }); }
-GMK_OUTLINE f64 atan(const f64& a) { return each(a, [](double x) { return ::atan(x); }); }
+GMK_OUTLINE f64 exp(const f64& a) {
+  return each(a, [](double x) { return ::exp(x); });
+}
+GMK_OUTLINE f64 log(const f64& a) {
+  return each(a, [](double x) { return ::log(x); });
+}
+GMK_OUTLINE f64 log1p(const f64& a) {
+  return each(a, [](double x) { return ::log1p(x); });
+}
+GMK_OUTLINE f64 tanh(const f64& a) {
+  return each(a, [](double x) { return ::tanh(x); });
+}
+GMK_OUTLINE f64 atan(const f64& a) {
+  return each(a, [](double x) { return ::atan(x); });
+}
 GMK_OUTLINE f64 sigmoid(const f64& x) {
   const f64 e = exp(-abs(x));
   return select<double>(x < 0.0, e, f64(1.0)) / (e + 1.0);
