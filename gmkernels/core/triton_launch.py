@@ -18,15 +18,19 @@ from torch import Tensor
 INT32_SAFE = 2**31 - 2**16
 
 
-def launch(kernel: Any, programs: int, *args: Any, warps: int, stages: int = 1, **constants: Any) -> None:
+def launch(
+    kernel: Any, programs: int, *args: Any, warps: int, stages: int = 1, registers: int = 128, **constants: Any
+) -> None:
     """Run ``programs`` instances of a kernel along grid axis 0, the only one that takes more than 65,535.
 
     The first argument is a tensor; its device is the one launched on. Multiplications and additions are fused only
-    where the kernel says ``fma``, so that they give the same bits as the C++ core.
+    where the kernel says ``fma``, so that they give the same bits as the C++ core. ``registers`` is the most a thread
+    may have: left to itself, the assembler prefers to spill a few for the sake of one more block at a time.
     """
     if programs == 0:
         return
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+    options["maxnreg"] = min(registers, 65536 // (32 * warps))
     with _on(args[0].device):
         start(kernel, programs, args, constants, options)
 

@@ -316,7 +316,7 @@ def _gradient(v, g, l, z, u, w, b, grad_z, grad_g, grad_l, grad_u, grad_w, grad_
         _planar_gradient_kernel, programs,
         z, u, w, b, g, l, v_z, v_u, v_w, v_b, grad_z, grad_g, grad_l, sums, states,
         *z.stride(), *g.stride(), l.stride(0), *((0, 0) if v_z is None else v_z.stride()),
-        batch, dim, flows, tiles, programs, DOUBLE=v is not None, **tile,
+        batch, dim, flows, tiles, programs, DOUBLE=v is not None, registers=255, **tile,
     )  # fmt: skip
     launch(
         _planar_parameters_kernel, flows,

@@ -230,8 +230,8 @@ def _affine_coupling_double_backward_kernel(
 
 
 # Columns of a block: (samples of a program, warps, stages of the software pipeline). Blocks of up to 64 columns hold
-# whole samples, so there is nothing to pipeline.
-_SHORT = {cols: (512 // cols, 4, 1) for cols in (1, 2, 4, 8, 16, 32, 64)}
+# whole samples, so there is nothing to pipeline. In the narrowest, the addresses of the samples take the registers.
+_SHORT = {cols: ((256 if cols <= 16 else 512) // cols, 4, 1) for cols in (1, 2, 4, 8, 16, 32, 64)}
 _TILES = {80: {**_SHORT, 128: (4, 4, 3)}, 90: {**_SHORT, 128: (4, 4, 4)}}
 # Up to this many samples, one each: there are too few to keep every multiprocessor busy.
 _FEW, _FEW_TILES = 512, {80: (1, 4, 3), 90: (1, 4, 4)}

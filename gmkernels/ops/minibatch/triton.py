@@ -148,19 +148,19 @@ def _minibatch_gradient_kernel(
 _FEW = 16
 # How many coordinates a program holds: forward, backward, double backward. What it does not, it reads again and again.
 _HELD = (64, 56, 32)
-# (samples i, samples j, warps) of a tile for few coordinates and for more, by the size of the batch.
+# (samples i, samples j, warps, registers) of a tile for few coordinates and for more, by the size of the batch.
 _SMALL_BATCH = 512
-_FORWARD = {"small": ((32, 16, 1), (32, 8, 1)), "large": ((128, 8, 2), (64, 8, 2))}
-_GRADIENT = {"small": ((32, 4, 1), (32, 4, 1)), "large": ((64, 4, 2), (64, 4, 2))}
+_FORWARD = {"small": ((32, 16, 1, 128), (32, 8, 1, 168)), "large": ((128, 8, 2, 128), (64, 8, 2, 168))}
+_GRADIENT = {"small": ((32, 4, 1, 255),) * 2, "large": ((64, 4, 2, 255),) * 2}
 _TILES = {80: (_FORWARD, _GRADIENT, _GRADIENT), 90: (_FORWARD, _GRADIENT, _GRADIENT)}
 
 
 def _tile(m: Tensor, order: int) -> dict[str, Any]:
     batch, _, dim = m.shape
     table = _TILES[architecture(m)][order]["small" if batch <= _SMALL_BATCH else "large"]
-    i, j, warps = table[dim > _FEW]
+    i, j, warps, registers = table[dim > _FEW]
     held = min(dim, _HELD[order])
-    return {"HELD": held, "WHOLE": held == dim, "I": i, "J": j, "warps": warps}
+    return {"HELD": held, "WHOLE": held == dim, "I": i, "J": j, "warps": warps, "registers": registers}
 
 
 def minibatch_discrimination(m: Tensor) -> Tensor:
