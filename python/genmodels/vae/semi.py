@@ -93,9 +93,7 @@ def keep_labels(data: Batch, labels: int, classes: int, seed: int = 0) -> tuple[
     for label in range(classes):
         members = (data.y == label).nonzero()[:, 0]
         if len(members) < labels // classes:
-            raise DataError(
-                f"class {label} has {len(members)} images, fewer than the {labels // classes} to be labelled"
-            )
+            raise DataError(f"class {label} has {len(members)} images, fewer than {labels // classes} to be labelled")
         kept.append(members[words[members].argsort(stable=True)[: labels // classes]])
     chosen = torch.zeros(len(data.x), dtype=torch.bool)
     chosen[torch.cat(kept)] = True

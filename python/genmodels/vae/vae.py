@@ -173,9 +173,7 @@ class VAE(nn.Module):
         if not self.classes:
             return None
         if y is None:
-            raise ValueError(
-                f"{type(self).__name__} needs labels y (batch,) with values 0..{self.classes - 1}, got None"
-            )
+            raise ValueError(f"{type(self).__name__} needs labels y (batch,) in 0..{self.classes - 1}, got None")
         if y.is_floating_point() or tuple(y.shape) != (n,):
             raise ValueError(f"labels must be {n} integers of shape ({n},), got {y.dtype} of shape {tuple(y.shape)}")
         if len(y) and not torch.compiler.is_compiling():
