@@ -187,7 +187,50 @@ def random() -> Iterator[Case]:
         yield f"bernoulli {dtype}", lambda p=p: family.random_bernoulli(p, key, 5)
 
 
-FAMILIES = {"affine": affine, "planar": planar, "minibatch": minibatch, "random": random}
+def gaussian() -> Iterator[Case]:
+    from gmkernels.ops.gaussian import triton as family
+
+    key = _empty(2, dtype=torch.int64)
+
+    def draws(name: str, m: torch.Tensor) -> Iterator[Case]:
+        kl, constants = _empty(m.shape[0]), (key, 1.0, 0.1, 5)
+        yield f"draw {name} forward", lambda: family.reparameterize_kl(m, m, *constants)
+        yield f"draw {name} backward", lambda: family.reparameterize_kl_backward(m, kl, m, m, *constants)
+        yield f"draw {name} double", lambda: family.reparameterize_kl_double_backward(m, m, m, kl, m, m, *constants)
+
+    def likelihoods(name: str, x: torch.Tensor, weight: torch.Tensor | None) -> Iterator[Case]:
+        g = _empty(x.shape[0])
+        yield f"bernoulli {name} forward", lambda: family.bernoulli_log_likelihood(x, x, weight)
+        yield f"bernoulli {name} backward", lambda: family.bernoulli_log_likelihood_backward(g, x, x, weight)
+        yield f"bernoulli {name} double", lambda: family.bernoulli_log_likelihood_double_backward(x, g, x, x, weight)
+        yield f"gaussian {name} forward", lambda: family.gaussian_log_likelihood(x, x, x, weight)
+        yield f"gaussian {name} backward", lambda: family.gaussian_log_likelihood_backward(g, x, x, x, weight)
+        yield f"gaussian {name} double", lambda: family.gaussian_log_likelihood_double_backward(x, x, g, x, x, x, weight)
+
+    for columns in (1, 2, 4, 8, 15, 16, 20, 31, 33, 64, 257, 1024):
+        yield from draws(f"4096x{columns}", _empty(4096, columns))
+    for columns in (1, 2, 4, 8, 16, 32, 64, 784):
+        yield from likelihoods(f"4096x{columns}", _empty(4096, columns), None)
+    yield from likelihoods("masked", _empty(4096, 784), _empty(4096, 784))
+    for dtype in (torch.float16, torch.bfloat16):
+        half = _empty(4096, 256, dtype=dtype)
+        yield from draws(str(dtype), half)
+        yield from likelihoods(str(dtype), half, half)
+    image = _empty(256, 12, 16, 16)[:, 0::2]
+    yield from draws("interleaved", image)
+    yield from likelihoods("interleaved", image, image)
+    huge = _empty(2, INT32_SAFE // 2 + 1, 4)[:, :, 1:3]
+    yield from draws("wide", huge)
+    yield from likelihoods("wide", huge, None)
+    x = _empty(4096, 20)
+    yield "prior forward", lambda: family.gaussian_log_likelihood(x, None, None, None)
+    yield "prior backward", lambda: family.gaussian_log_likelihood_backward(_empty(4096), x, None, None, None)
+    yield "prior double", lambda: family.gaussian_log_likelihood_double_backward(
+        x, _empty(0), _empty(4096), x, None, None, None
+    )
+
+
+FAMILIES = {"affine": affine, "planar": planar, "minibatch": minibatch, "random": random, "gaussian": gaussian}
 # What CI compiles, for sm_90: every kernel, and the heaviest tile of each.
 QUICK = {
     "affine tile 4096x2 forward", "affine softplus inverse=True backward", "affine tanh inverse=True double",
@@ -198,6 +241,8 @@ QUICK = {
     "minibatch 1024x50x64 torch.float32 forward", "minibatch 64x50x64 torch.float32 double",
     "minibatch 256x100x5 torch.bfloat16 backward",
     "random bits", "random uniform torch.float32", "random normal torch.float64", "random bernoulli torch.float32",
+    "gaussian draw 4096x20 forward", "gaussian draw 4096x31 backward", "gaussian draw interleaved double",
+    "gaussian bernoulli masked forward", "gaussian gaussian wide backward", "gaussian gaussian interleaved double",
 }  # fmt: skip
 
 

@@ -63,10 +63,10 @@ def _gradients(needs, x, mean, by_mean, by_logvar):  # type: ignore[no-untyped-d
 @library.gaussian_log_likelihood.derivative
 def _gaussian_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     by_mean, by_logvar = library.gaussian_log_likelihood_backward(grads[0], *saved, *constants)
-    return _gradients(needs, *saved[:2], by_mean, by_logvar)
+    return _gradients(needs, saved[0], saved[1], by_mean, by_logvar)
 
 
 @library.gaussian_log_likelihood_backward.derivative
 def _gaussian_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     by_grad, by_mean, by_logvar = library.gaussian_log_likelihood_double_backward(*grads, *saved, *constants)
-    return by_grad, *_gradients(needs[1:], *saved[1:3], by_mean, by_logvar)
+    return by_grad, *_gradients(needs[1:], saved[1], saved[2], by_mean, by_logvar)
