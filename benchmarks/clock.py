@@ -55,6 +55,10 @@ class Clock:
         self.gpu = device.startswith("cuda")
         if cold and not self.gpu:
             raise ValueError("--cold flushes the L2 cache of a GPU; it needs --device cuda")
+        if not self.gpu:
+            # glibc hands freed memory back to the system, and takes page faults for it again, until a process has freed
+            # one block of up to 32 MiB. Any longer run has; here it is done for all contestants before the first.
+            torch.empty(31 << 20, dtype=torch.int8)
         self.flush = torch.empty(256 << 20, dtype=torch.int8, device=device) if cold else None
 
     def sample(self, contestant: Contestant) -> float:

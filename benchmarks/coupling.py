@@ -8,8 +8,8 @@ What is timed is the coupling alone, parameters given: ``y`` and ``logdet`` from
 * ``image-...``: a checkerboard coupling; ``s`` and ``t`` are the two channel halves of a (B, 2C, H, W) tensor.
 * ``planar-kK-dD-B``: K planar flows on (B, D).
 
-The scale is ``exp(2 tanh(s))``; ``eager`` is what one writes for it, ``compile`` the same under ``torch.compile``. The
-peers have scale maps and parameter layouts of their own; each is raced against our operator with the same map on the
+The scale is ``exp(2 tanh(s))`` and, beside it, plain ``exp(s)``; ``eager`` is what one writes for each, ``compile`` the
+same under ``torch.compile``. The peers have scale maps and parameter layouts of their own; each is raced against our operator with the same map on the
 same layout, and a row's ``maths`` says which. normflows and nflows take one parameter tensor (interleaved, or
 halves), so there the tensor is the leaf and both sides pay for slicing it.
 
@@ -38,7 +38,8 @@ TANH, MAPS = (
     "tanh, c=2",
     {
         "tanh, c=2": ("tanh", 2.0, "two"),
-        "exp": ("exp", None, "interleaved"),
+        "exp": ("exp", None, "two"),
+        "exp, interleaved": ("exp", None, "interleaved"),
         "sigmoid, c=0.001": ("sigmoid", 1e-3, "halves"),
         "soft_clip": ("soft_clip", math.log(1e3), "two"),
     },
@@ -114,6 +115,14 @@ def _ours(maths: str, masked: bool) -> Callable[[Inputs, str], Built]:
     return build
 
 
+def _forward_exp(x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return x * torch.exp(s) + t, s.sum(dim=1)
+
+
+def _inverse_exp(y: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return (y - t) * torch.exp(-s), -s.sum(dim=1)
+
+
 def _forward(x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     a = 2.0 * torch.tanh(s)
     return x * torch.exp(a) + t, a.sum(dim=1)
@@ -138,9 +147,11 @@ _Function = Callable[..., Sequence[Tensor]]
 _WITH_MASK: dict[_Function, _Function] = {_forward: _forward_masked, _inverse: _inverse_masked}
 
 
-def _stock(masked: bool, compile: bool) -> Callable[[Inputs, str], Built]:
+def _stock(masked: bool, compile: bool, maths: str = TANH) -> Callable[[Inputs, str], Built]:
+    forward, inverse = (_forward, _inverse) if maths == TANH else (_forward_exp, _inverse_exp)
+
     def build(inputs: Inputs, mode: str) -> Built:
-        function: _Function = _inverse if mode == "inverse" else _forward
+        function: _Function = inverse if mode == "inverse" else forward
         leaves = _leaves(inputs, "two")
         if masked:
             moved, whole = (~_mask(inputs["x"])).to(inputs["x"].dtype), _WITH_MASK[function]
@@ -175,12 +186,18 @@ def _affine_case(name: str, batch: int, sample: tuple[int, ...], masked: bool = 
         Provider("compile", _stock(masked, compile=True), TANH),
         Provider("gmkernels", _ours("exp", masked), "exp"),
     ]
+    if not masked:
+        providers += [
+            Provider("eager", _stock(masked, compile=False, maths="exp"), "exp"),
+            Provider("compile", _stock(masked, compile=True, maths="exp"), "exp"),
+        ]
     if masked:
         providers.append(Provider("normflows", _normflows_masked, "exp", "normflows"))
     else:
         providers += [
             Provider("FrEIA", _peer(flows.freia_tanh, TANH), TANH, "FrEIA"),
-            Provider("normflows", _peer(flows.normflows_exp, "exp"), "exp", "normflows"),
+            Provider("gmkernels", _ours("exp, interleaved", masked), "exp, interleaved"),
+            Provider("normflows", _peer(flows.normflows_exp, "exp, interleaved"), "exp, interleaved", "normflows"),
             Provider("gmkernels", _ours("sigmoid, c=0.001", masked), "sigmoid, c=0.001"),
             Provider("nflows", _peer(flows.nflows_sigmoid, "sigmoid, c=0.001"), "sigmoid, c=0.001", "nflows"),
             Provider("gmkernels", _ours("soft_clip", masked), "soft_clip"),

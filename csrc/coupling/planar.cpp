@@ -13,6 +13,9 @@ namespace {
 
 using Args = gmk_planar_args;
 constexpr int64_t kGroups = 16;  // of 16 samples in a task
+// Groups that go through a flow together. One group alone waits for each tanh, flow after flow; four in a row keep the
+// processor busy.
+constexpr int64_t kTogether = 4;
 
 template <class T> std::vector<T> values(const void* p, int32_t dtype, int64_t n) {
   std::vector<T> v(n);
@@ -62,22 +65,25 @@ template <class T, class N, class S> struct Planar {
 
   int64_t tasks() const { return (a.batch + kGroups * kLanes - 1) / (kGroups * kLanes); }
 
-  // Calls f(first, n) for the groups of a task: samples first .. first + n.
-  template <class F> void each_group(int64_t task, const F& f) const {
-    for (int64_t first = task * kGroups * kLanes; first < std::min(a.batch, (task + 1) * kGroups * kLanes); first += kLanes)
-      f(first, int(std::min<int64_t>(kLanes, a.batch - first)));
+  // Calls f(first, groups) for each bundle of groups of a task, whose samples begin at first.
+  template <class F> void each_bundle(int64_t task, const F& f) const {
+    constexpr int64_t bundle = kTogether * kLanes;
+    for (int64_t first = task * kGroups * kLanes; first < std::min(a.batch, (task + 1) * kGroups * kLanes); first += bundle)
+      f(first, std::min<int64_t>(kTogether, (a.batch - first + kLanes - 1) / kLanes));
   }
+  // How many of the sixteen samples from `first` on exist.
+  int live(int64_t first) const { return int(std::min<int64_t>(kLanes, a.batch - first)); }
 
-  // Samples to lanes and back: column d of the rows first .. first + n. Lanes beyond n are zero.
-  pack<T> column(const void* p, int64_t first, int n, int64_t d) const {
+  // Samples to lanes and back: column d of the rows first .. first + 16. Lanes beyond the batch are zero.
+  pack<T> column(const void* p, int64_t first, int64_t d) const {
     T x[kLanes] = {};
-    if (p) read(x, p, a.dtype, first * dim + d, dim, n);
+    if (p) read(x, p, a.dtype, first * dim + d, dim, live(first));
     return load(x);
   }
-  void set_column(void* p, int64_t first, int n, int64_t d, const pack<T>& value) const {
+  void set_column(void* p, int64_t first, int64_t d, const pack<T>& value) const {
     T x[kLanes];
     store(x, value);
-    for (int l = 0; l < n; ++l) write(p, a.dtype, (first + l) * dim + d, x + l, 1);
+    for (int l = 0; l < live(first); ++l) write(p, a.dtype, (first + l) * dim + d, x + l, 1);
   }
 };
 
@@ -85,13 +91,20 @@ template <class T> void forward(const Args& a) {
   using P = pack<T>;
   const Planar<T, P, double> planar(a);
   parallel_for(planar.tasks(), [&](int64_t task) {
-    std::vector<P> z(a.dim);
-    planar.each_group(task, [&](int64_t first, int n) {
-      for (int64_t d = 0; d < a.dim; ++d) z[d] = planar.column(a.z, first, n, d);
-      P logdet(T(0)), h;
-      for (const auto& flow : planar.stack) logdet += planar_forward(z.data(), flow, a.dim, h);
-      for (int64_t d = 0; d < a.dim; ++d) planar.set_column(a.out_z, first, n, d, z[d]);
-      store_n(static_cast<T*>(a.out_logdet) + first, logdet, n);
+    std::vector<P> z(kTogether * a.dim);
+    planar.each_bundle(task, [&](int64_t first, int64_t groups) {
+      P logdet[kTogether], h;
+      for (int64_t j = 0; j < groups; ++j) {
+        logdet[j] = P(T(0));
+        for (int64_t d = 0; d < a.dim; ++d) z[j * a.dim + d] = planar.column(a.z, first + j * kLanes, d);
+      }
+      for (const auto& flow : planar.stack)
+        for (int64_t j = 0; j < groups; ++j) logdet[j] += planar_forward(&z[j * a.dim], flow, a.dim, h);
+      for (int64_t j = 0; j < groups; ++j) {
+        const int64_t at = first + j * kLanes;
+        for (int64_t d = 0; d < a.dim; ++d) planar.set_column(a.out_z, at, d, z[j * a.dim + d]);
+        store_n(static_cast<T*>(a.out_logdet) + at, logdet[j], planar.live(at));
+      }
     });
   });
 }
@@ -112,33 +125,47 @@ template <class T, class N, class S> void backward(const Args& a) {
   const int64_t dim = a.dim, flows = a.flows, width = 2 * dim + 2;  // gradients by u_hat, w, b, gain
   std::vector<S> partial(planar.tasks() * flows * width);
   parallel_for(planar.tasks(), [&](int64_t task) {
-    std::vector<N> z((flows + 1) * dim), h(flows), g(dim), sums(flows * width, N(P(T(0))));
-    planar.each_group(task, [&](int64_t first, int n) {
-      for (int64_t d = 0; d < dim; ++d) sample(z[d], planar.column(a.z, first, n, d), planar.column(a.v_z, first, n, d));
-      N logdet(P(T(0)));
-      for (int64_t k = 0; k < flows; ++k) {
-        N* next = &z[(k + 1) * dim];
-        std::copy(next - dim, next, next);
-        logdet += planar_forward(next, planar.stack[k], dim, h[k]);
-      }
-      for (int64_t d = 0; d < dim; ++d) g[d] = N(planar.column(a.grad_z, first, n, d));
-      const N l(load_n(static_cast<const T*>(a.grad_logdet) + first, n));
-      // Lanes beyond n hold z = 0 and zero cotangents, so they add nothing but must not add NaN.
-      const auto live = iota<typename native<T>::mask>() < n;
-      for (int64_t k = flows; k-- > 0;) {
-        N* s = &sums[k * width];
-        if (n == kLanes) {
-          planar_backward(&z[k * dim], h[k], g.data(), l, planar.stack[k], FlowGradient<N>{s, s + dim, s + 2 * dim, s + 2 * dim + 1}, dim);
-          continue;
+    const int64_t path = (flows + 1) * dim;  // of one group: z before each flow, and after the last
+    std::vector<N> z(kTogether * path), h(kTogether * flows), g(kTogether * dim), one(width);
+    std::vector<N> sums(flows * width, N(P(T(0))));
+    planar.each_bundle(task, [&](int64_t first, int64_t groups) {
+      N logdet[kTogether], l[kTogether];
+      for (int64_t j = 0; j < groups; ++j) {
+        const int64_t at = first + j * kLanes;
+        logdet[j] = N(P(T(0)));
+        l[j] = N(load_n(static_cast<const T*>(a.grad_logdet) + at, planar.live(at)));
+        for (int64_t d = 0; d < dim; ++d) {
+          sample(z[j * path + d], planar.column(a.z, at, d), planar.column(a.v_z, at, d));
+          g[j * dim + d] = N(planar.column(a.grad_z, at, d));
         }
-        std::vector<N> one(width, N(P(T(0))));
-        planar_backward(&z[k * dim], h[k], g.data(), l, planar.stack[k], FlowGradient<N>{one.data(), &one[dim], &one[2 * dim], &one[2 * dim + 1]}, dim);
-        for (int64_t i = 0; i < width; ++i) s[i] += pick(live, one[i], N(P(T(0))));
       }
-      for (int64_t d = 0; d < dim; ++d) planar.set_column(a.out_z, first, n, d, first_order(g[d]));
-      if (a.out_logdet) {
-        for (int64_t d = 0; d < dim; ++d) planar.set_column(a.out_grad_z, first, n, d, first_order(z[flows * dim + d]));
-        store_n(static_cast<T*>(a.out_logdet) + first, first_order(logdet), n);
+      for (int64_t k = 0; k < flows; ++k)
+        for (int64_t j = 0; j < groups; ++j) {
+          N* next = &z[j * path + (k + 1) * dim];
+          std::copy(next - dim, next, next);
+          logdet[j] += planar_forward(next, planar.stack[k], dim, h[j * flows + k]);
+        }
+      for (int64_t k = flows; k-- > 0;)
+        for (int64_t j = 0; j < groups; ++j) {
+          N* s = &sums[k * width];
+          const int n = planar.live(first + j * kLanes);
+          // Lanes beyond the batch hold z = 0 and zero cotangents: they add nothing, but must not add NaN either.
+          if (n < kLanes) std::fill(one.begin(), one.end(), N(P(T(0))));
+          N* to = n < kLanes ? one.data() : s;
+          planar_backward(&z[j * path + k * dim], h[j * flows + k], &g[j * dim], l[j], planar.stack[k],
+                          FlowGradient<N>{to, to + dim, to + 2 * dim, to + 2 * dim + 1}, dim);
+          if (n < kLanes) {
+            const auto live = iota<typename native<T>::mask>() < n;
+            for (int64_t i = 0; i < width; ++i) s[i] += pick(live, one[i], N(P(T(0))));
+          }
+        }
+      for (int64_t j = 0; j < groups; ++j) {
+        const int64_t at = first + j * kLanes;
+        for (int64_t d = 0; d < dim; ++d) planar.set_column(a.out_z, at, d, first_order(g[j * dim + d]));
+        if (a.out_logdet) {
+          for (int64_t d = 0; d < dim; ++d) planar.set_column(a.out_grad_z, at, d, first_order(z[j * path + flows * dim + d]));
+          store_n(static_cast<T*>(a.out_logdet) + at, first_order(logdet[j]), planar.live(at));
+        }
       }
     });
     for (int64_t i = 0; i < flows * width; ++i) partial[task * flows * width + i] = gather(sums[i], static_cast<S*>(nullptr));
