@@ -19,7 +19,7 @@ from torch import Tensor
 
 import gmkernels as gmk
 
-FAMILIES = ("coupling", "minibatch", "overhead")
+FAMILIES = ("coupling", "minibatch", "gaussian", "vae", "overhead")
 MODES = ("fwd", "fwd+bwd", "inverse", "sample", "step")
 
 
@@ -74,6 +74,7 @@ class Program:
         call: computes the outputs in the form of the definition.
         leaves: what ``fwd+bwd`` differentiates by.
         gradients: the gradients of the leaves as gradients of the case's inputs. Used by the check, never timed.
+        results: in its place for a case that draws noise: outputs and gradients without what depends on the draw.
         records: build the autograd graph in ``fwd`` mode too.
         backend: what runs it, where the provider can say.
     """
@@ -81,6 +82,7 @@ class Program:
     call: Callable[[], Sequence[Tensor]]
     leaves: Sequence[Tensor] = ()
     gradients: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple
+    results: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
     records: bool = False
     backend: str | None = None
 
