@@ -17,8 +17,10 @@ from gmkernels.core import backends, native
 
 _COMMON = dict(deadline=None, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.register_profile("ci", max_examples=12, derandomize=True, database=None, **_COMMON)
+# The interpreter is slow, and its own process.
+hypothesis.settings.register_profile("interpreter", max_examples=3, derandomize=True, database=None, **_COMMON)
 hypothesis.settings.register_profile("nightly", max_examples=400, **_COMMON)
-PROFILE = os.environ.get("GMKERNELS_HYPOTHESIS", "ci")
+PROFILE = os.environ.get("GMKERNELS_HYPOTHESIS", "interpreter" if backends.interpreting() else "ci")
 hypothesis.settings.load_profile(PROFILE)
 
 REQUIRED = tuple(filter(None, os.environ.get("GMKERNELS_REQUIRE", "").split(",")))

@@ -28,7 +28,7 @@ def measure(row: OperatorRow, backend: str, dtype: torch.dtype) -> ErrorBudget:
     budget = ErrorBudget()
     for seed, sizes in enumerate(support.sizes(row, backend) * (3 if backend == "cpu" else 1)):
         case = row.case(sizes, dtype, seed)
-        kernel = support.cpu(evaluate(row, support.on(backend, case), backend))
+        kernel = support.kernel_results(row, backend, dtype, sizes, seed)
         budget.add(kernel, evaluate(row, case, "reference"), evaluate(row, case.to(torch.float64), "reference"))
     return budget
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -43,11 +45,14 @@ def params(
     reference: bool = True,
     one_of_each: bool = False,
     one_per_operator: bool = False,
+    interpreted: bool = False,
 ):
     """Parametrise over (row, backend), or (row, backend, dtype) if ``dtypes`` are given.
 
     ``one_of_each`` keeps one row of those that call their operator with the same kinds of tensors, and
     ``one_per_operator`` one row of an operator: for tests in which the values do not matter, and that take seconds.
+    Triton's interpreter takes a hundred times longer than anything else, so it runs only tests that ask for it with
+    ``interpreted``: those that see a kernel's own mistakes. On a GPU Triton runs them all.
     """
     found, seen = [], set()
     for row in ROWS:
@@ -56,7 +61,7 @@ def params(
             continue
         seen.add(kind)
         for backend in available(row):
-            if backend == "reference" and not reference:
+            if backend == "reference" and not reference or backend == "triton" and INTERPRETER and not interpreted:
                 continue
             marks = [pytest.mark.triton] if backend == "triton" else []
             if dtypes is None:
@@ -80,14 +85,13 @@ def sizes(row: OperatorRow, backend: str) -> tuple[tuple[int, ...], ...]:
     """The sizes of a row; the interpreter is slow and gets the smaller half of them."""
     if not INTERPRETER or backend != "triton":
         return row.sizes
-    return tuple(s for s in row.sizes if _count(s) <= 600)
+    return tuple(s for s in row.sizes if math.prod(s) <= row.limit // 7)
 
 
-def _count(s: tuple[int, ...]) -> int:
-    total = 1
-    for n in s:
-        total *= n
-    return total
+@functools.lru_cache(maxsize=2048 if INTERPRETER else 8)
+def kernel_results(row: OperatorRow, backend: str, dtype: torch.dtype, sizes: tuple[int, ...], seed: int) -> Results:
+    """What a backend computes for a case, on the CPU; kept for the next test, for the interpreter's sake."""
+    return cpu(evaluate(row, on(backend, row.case(sizes, dtype, seed)), backend))
 
 
 def wrong(row: OperatorRow, case: Case, result: Results, **options: object) -> list[str]:
@@ -103,7 +107,8 @@ def wrong(row: OperatorRow, case: Case, result: Results, **options: object) -> l
         return []
     eps = 64 * torch.finfo(torch.float64).eps
     moved = {
-        name: t * (1 + eps * (-1) ** i) if t.is_floating_point() else t for i, (name, t) in enumerate(case.tensors.items())
+        name: t * (1 + eps * (-1) ** i) if t.is_floating_point() else t
+        for i, (name, t) in enumerate(case.tensors.items())
     }
     shaken = evaluate(row, Case(moved, case.constants), "reference", **options)  # type: ignore[arg-type]
     limits = {name: TIGHT[mode_of(name)] + error(shaken[name], exact[name]) for name in over}

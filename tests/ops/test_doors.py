@@ -16,7 +16,7 @@ from gmkernels.testing.doors import dispatcher_door
 from gmkernels.testing.evaluate import different
 
 from . import support
-from .support import cpu, on, params
+from .support import on, params
 
 DTYPES = (torch.float32, torch.float64, torch.float16)
 
@@ -39,7 +39,7 @@ def _record(row: OperatorRow, case: Case, backend: str):
     return {name: (func, args) for name, func, args in door.calls}.values()
 
 
-@params(reference=False, one_of_each=True)
+@params(reference=False, one_of_each=True, interpreted=True)
 def test_opcheck(row: OperatorRow, backend: str) -> None:
     """Schema, autograd registration, fake tensors and AOT dispatch of the operator and its derivatives, with
     gradients, on compact and on permuted dense inputs (a fake that uses ``empty_like`` fails on the latter)."""
@@ -111,7 +111,7 @@ def test_graph_capture_with_dynamic_sizes(row: OperatorRow, backend: str) -> Non
     _check_compiled(row, backend, "aot_eager")
 
 
-@params(reference=False, one_per_operator=True)
+@params(reference=False, one_per_operator=True, interpreted=True)
 def test_inductor_with_dynamic_sizes(row: OperatorRow, backend: str) -> None:
     _check_compiled(row, backend, "inductor")
 

@@ -21,7 +21,9 @@ def _function(row: OperatorRow, case: Case, backend: str):
     """A function of the differentiable tensors alone, and their values."""
 
     def function(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return row.call(Case({**case.tensors, **dict(zip(row.differentiable, inputs, strict=True))}, case.constants), backend)
+        return row.call(
+            Case({**case.tensors, **dict(zip(row.differentiable, inputs, strict=True))}, case.constants), backend
+        )
 
     return function, tuple(case.tensors[name].detach().requires_grad_() for name in row.differentiable)
 
@@ -38,7 +40,7 @@ def test_gradgradcheck(row: OperatorRow, backend: str, dtype: torch.dtype) -> No
     assert gradgradcheck(function, inputs, atol=1e-6, rtol=1e-5)
 
 
-@params(**EACH)
+@params(**EACH, interpreted=True)
 def test_third_derivative_is_right_or_raises(row: OperatorRow, backend: str) -> None:
     dtype = torch.float64 if backend != "triton" else torch.float32
     function, inputs = _function(row, on(backend, row.case(row.sizes[0], dtype)), backend)
@@ -65,7 +67,7 @@ def test_a_subset_of_gradients_is_the_same_as_all_of_them(row: OperatorRow, back
             assert not different(part, full, part)
 
 
-@params(lambda row: row.order == 2)
+@params(**EACH, interpreted=True)
 def test_one_output_without_the_other(row: OperatorRow, backend: str) -> None:
     """A loss that uses one output gets what zero cotangents for the others give."""
     function, inputs = _function(row, on(backend, row.case(row.sizes[0])), backend)
@@ -139,7 +141,10 @@ def test_forward_mode_is_right_or_raises(row: OperatorRow, backend: str, require
     tangents = [draw(t.shape, t.dtype, torch.Generator().manual_seed(8)) for t in inputs]
     _, expected = torch.func.jvp(function, tuple(t.detach() for t in inputs), tuple(tangents))
     with forward_ad.dual_level():
-        duals = [forward_ad.make_dual(t.detach().requires_grad_(requires_grad), v) for t, v in zip(inputs, tangents, strict=True)]
+        duals = [
+            forward_ad.make_dual(t.detach().requires_grad_(requires_grad), v)
+            for t, v in zip(inputs, tangents, strict=True)
+        ]
         for out, right in zip(function(*duals), expected, strict=True):
             torch.testing.assert_close(forward_ad.unpack_dual(out).tangent, right)
         if backend != "reference":

@@ -32,7 +32,7 @@ def draws(data, row: OperatorRow, backend: str):
     return tuple(sizes[i] for i in order)
 
 
-@params()
+@params(interpreted=True)
 @hypothesis.given(data=st.data())
 def test_any_size_layout_and_set_of_gradients(row: OperatorRow, backend: str, data: st.DataObject) -> None:
     sizes = data.draw(draws(row, backend), "sizes")
