@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_INTEGERS = (int, torch.SymInt)
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -54,10 +55,10 @@ def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
 
 def key(op: str, value: object, first: object) -> None:
     tensor(op, "key", value)
-    if value.dtype != torch.int64 or tuple(value.shape) != (2,):  # type: ignore[attr-defined]
+    if value.dtype != torch.int64 or value.shape != (2,):  # type: ignore[attr-defined]
         raise ValueError(
             f"{op}: key must be an int64 tensor of shape (2,) as made by gmkernels.random.key, "
             f"got {value.dtype} of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
         )
-    if not isinstance(first, int | torch.SymInt) or first < 0:
+    if not isinstance(first, _INTEGERS) or first < 0:
         raise ValueError(f"{op}: first must be a non-negative int, got {first!r}")

@@ -16,6 +16,8 @@ from . import (
 
 __all__ = ["reparameterize_kl", "bernoulli_log_likelihood", "gaussian_log_likelihood", "gaussian_log_prob"]
 
+_NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
+
 
 def reparameterize_kl(
     mu: Tensor,
@@ -222,7 +224,7 @@ def _weight(op: str, weight: Tensor, whole: str, like: Tensor) -> Tensor:
 
 
 def _amount(op: str, name: str, value: float) -> float:
-    if not isinstance(value, float | int):
+    if not isinstance(value, _NUMBERS):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     if not 0.0 <= value < math.inf:
         raise ValueError(f"{op}: {name} must be 0 or more and finite, got {value!r}")

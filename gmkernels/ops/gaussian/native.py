@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gmkernels.core.layout import rows
@@ -18,14 +19,22 @@ _core = cpu()
 def _operands(*tensors: Tensor | None) -> tuple[Any, list[Any], list[Tensor]]:
     """Sizes, (address, dtype, strides) of each operand or None, and what must live until the kernel is done."""
     sizes, strides, alive = rows(*[t for t in tensors if t is not None])
-    described = iter([(t.data_ptr(), DTYPES[t.dtype], s) for t, s in zip(alive, strides, strict=True)])
-    return sizes, [None if t is None else next(described) for t in tensors], alive
+    found: list[Any] = [(t.data_ptr(), DTYPES[t.dtype], s) for t, s in zip(alive, strides, strict=True)]
+    if len(found) < len(tensors):
+        known = iter(found)
+        found = [None if t is None else next(known) for t in tensors]
+    return sizes, found, alive
+
+
+def _like(t: Tensor) -> Tensor:
+    """A contiguous tensor of its shape and dtype; the quickest way to one."""
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
 def reparameterize_kl(
     mu: Tensor, logvar: Tensor, key: Tensor, beta: float, free_bits: float, first: int
 ) -> tuple[Tensor, Tensor]:
-    z, kl, key = mu.new_empty(mu.shape), mu.new_empty(mu.shape[0], dtype=wide(mu)), key.contiguous()
+    z, kl, key = _like(mu), mu.new_empty(mu.shape[0], dtype=wide(mu)), key.contiguous()
     sizes, (mu_, logvar_), _alive = _operands(mu, logvar)
     _core.reparameterize_kl(
         sizes, mu_, logvar_, None, None, None, 0, key.data_ptr(), first, beta, free_bits,
@@ -44,7 +53,7 @@ def reparameterize_kl_backward(
     free_bits: float,
     first: int,
 ) -> tuple[Tensor, Tensor]:
-    grad_mu, grad_logvar = mu.new_empty(mu.shape), mu.new_empty(mu.shape)
+    grad_mu, grad_logvar = _like(mu), _like(mu)
     grad_kl, key = grad_kl.contiguous(), key.contiguous()
     sizes, (g_, mu_, logvar_), _alive = _operands(grad_z, mu, logvar)
     _core.reparameterize_kl_backward(
@@ -66,7 +75,7 @@ def reparameterize_kl_double_backward(
     free_bits: float,
     first: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out_mu, out_logvar, out_z = mu.new_empty(mu.shape), mu.new_empty(mu.shape), mu.new_empty(mu.shape)
+    out_mu, out_logvar, out_z = _like(mu), _like(mu), _like(mu)
     out_kl, grad_kl, key = mu.new_empty(mu.shape[0], dtype=wide(mu)), grad_kl.contiguous(), key.contiguous()
     sizes, (vm_, vv_, g_, mu_, logvar_), _alive = _operands(grad_grad_mu, grad_grad_logvar, grad_z, mu, logvar)
     _core.reparameterize_kl_double_backward(
@@ -84,7 +93,7 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor, weight: Tensor | None) -
 
 
 def bernoulli_log_likelihood_backward(grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
-    grad, out = grad.contiguous(), logits.new_empty(logits.shape)
+    grad, out = grad.contiguous(), _like(logits)
     sizes, (l_, x_, w_), _alive = _operands(logits, x, weight)
     _core.bernoulli_log_likelihood_backward(
         sizes, l_, None, x_, w_, None, None, grad.data_ptr(), out.data_ptr(), 0, 0, DTYPES[out.dtype]
@@ -95,7 +104,7 @@ def bernoulli_log_likelihood_backward(grad: Tensor, logits: Tensor, x: Tensor, w
 def bernoulli_log_likelihood_double_backward(
     grad_grad: Tensor, grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    grad, out_logits = grad.contiguous(), logits.new_empty(logits.shape)
+    grad, out_logits = grad.contiguous(), _like(logits)
     out = logits.new_empty(logits.shape[0], dtype=wide(logits, x, weight))
     sizes, (v_, l_, x_, w_), _alive = _operands(grad_grad, logits, x, weight)
     _core.bernoulli_log_likelihood_double_backward(
