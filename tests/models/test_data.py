@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from genmodels import data
 from genmodels.data import Batch, ImageDataset, Shuffled, shifted, stratified
 from genmodels.errors import DataError, MissingPackage, need

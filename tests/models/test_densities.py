@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import gmkernels as gmk
+import itertools
+
 import pytest
 import torch
+
+import gmkernels as gmk
 from genmodels.data import DENSITIES
 
 N = 40_000
@@ -43,7 +46,7 @@ def test_the_sampler_fills_the_plane_as_the_density_says(name: str) -> None:
     edges = [torch.linspace(float(a), float(b), side + 1, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
     inner = 24
     centres = [
-        torch.cat([(a + (b - a) * (torch.arange(inner) + 0.5) / inner) for a, b in zip(e, e[1:], strict=False)])
+        torch.cat([(a + (b - a) * (torch.arange(inner) + 0.5) / inner) for a, b in itertools.pairwise(e)])
         for e in edges
     ]
     p = torch.cat([density.log_prob(part) for part in torch.cartesian_prod(*centres).split(20_000)]).exp()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-import gmkernels as gmk
 import pytest
 import torch
+from torch import Tensor
+
+import gmkernels as gmk
 from genmodels.data import DENSITIES, Batch
 from genmodels.flows import Flow, RealNVP, checkerboard, four_corners
 from genmodels.flows.transforms import Chain, Flatten, Logit, Transform, no_change
-from torch import Tensor
 
 FLOWS = {
     "plane": lambda: RealNVP(2, couplings=4, hidden=16),
@@ -109,7 +110,9 @@ def test_samples_follow_their_log_density() -> None:
         x, log_p = flow.rsample_and_log_prob(40_000, key=0)
     torch.testing.assert_close(log_p, flow.log_prob(x), rtol=1e-8, atol=1e-8)
     centre, spread = x.mean(0), x.std(0)
-    log_q = (-0.5 * ((x - centre) / (0.5 * spread)).square() - (0.5 * spread).log() - 0.5 * math.log(2 * math.pi)).sum(1)
+    log_q = (-0.5 * ((x - centre) / (0.5 * spread)).square() - (0.5 * spread).log() - 0.5 * math.log(2 * math.pi)).sum(
+        1
+    )
     weights = (log_q - log_p).exp()
     assert abs(float(weights.mean()) - 1) < 5 * float(weights.std()) / 200 < 0.05
 

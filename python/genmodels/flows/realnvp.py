@@ -33,6 +33,7 @@ class RealNVP(Flow):
         hidden, depth, dropout: width and number of hidden layers of a vector's conditioners, and their dropout.
         widths: channels of an image's conditioners, one number a scale.
         blocks: residual blocks of an image's conditioners.
+        tail: couplings of a vector that follow the last scale of an image; they see all of it at once.
         flat: treat an image as a vector of pixels.
         scale_map, clamp: of ``gmkernels.affine_coupling``.
         contexts: length of a context vector that conditions every coupling; 0 for none.
@@ -49,6 +50,7 @@ class RealNVP(Flow):
         depth: int = 2,
         widths: Sequence[int] = (16, 32, 64),
         blocks: int = 1,
+        tail: int = 0,
         flat: bool = False,
         scale_map: str = "tanh",
         clamp: float | None = None,
@@ -66,7 +68,9 @@ class RealNVP(Flow):
             steps += [Flatten(shape), *_vector_steps(math.prod(shape), couplings, coupling, net)]
         else:
             nets = [functools.partial(ResNet, width=width, blocks=blocks, contexts=contexts) for width in widths]
-            steps += _image_steps(shape, couplings, coupling, nets)
+            net = functools.partial(MLP, hidden=hidden, depth=depth, contexts=contexts, dropout=dropout)
+            last = functools.partial(_vector_steps, couplings=tail, coupling=coupling, net=net)
+            steps += _image_steps(shape, couplings, coupling, nets, last)
         super().__init__(Chain(steps), shape, levels)
 
     @torch.no_grad()
@@ -102,8 +106,9 @@ def _image_steps(
     couplings: int,
     coupling: Callable[..., nn.Module],
     nets: Sequence[Callable[[int, int], nn.Module]],
+    tail: Callable[[int], list[nn.Module]],
 ) -> list[nn.Module]:
-    """One scale, and inside its last step the scales after it: one network maker each."""
+    """One scale, and inside its last step the scales after it: one network maker each; after the last, ``tail``."""
     channels, height, width = shape
     net, *deeper = nets
     if deeper and (height % 2 or width % 2):
@@ -113,11 +118,11 @@ def _image_steps(
         for i in range(couplings + (not deeper))
     ]
     if not deeper:
-        return [*steps, Flatten(shape)]
+        return [*steps, Flatten(shape), *tail(math.prod(shape))]
     half = 2 * channels
     steps.append(Squeeze())
     steps += [coupling(net(half, 2 * half), split=half if i % 2 == 0 else -half) for i in range(couplings)]
-    inner = _image_steps((half, height // 2, width // 2), couplings, coupling, deeper)
+    inner = _image_steps((half, height // 2, width // 2), couplings, coupling, deeper, tail)
     return [*steps, FactorOut((4 * channels, height // 2, width // 2), Chain(inner))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -13,16 +14,17 @@ from torch import Tensor, nn
 class Group:
     """This process among those of ``torchrun`` (its environment variables), or alone.
 
-    Joins the process group on creation if the environment asks for it and nobody has; :meth:`close` leaves it.
+    Joins the process group if the environment asks for it and nobody has. It is left at the end of the process only:
+    joining a second time under ``torchrun`` hangs.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
-        self._joined = self.world > 1 and not dist.is_initialized()
-        if self._joined:
+        if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
 
     def agree(self, *values: float) -> list[float]:
         """The largest of each value over all processes, so that all stop at the same step."""
@@ -47,10 +49,6 @@ class Group:
             return losses
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(losses, device_ids=ids, find_unused_parameters=several_parts)
-
-    def close(self) -> None:
-        if self._joined:
-            dist.destroy_process_group()
 
 
 class _Losses(nn.Module):

@@ -153,11 +153,15 @@ class _Run:
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         everyone = self.group.gather(rng)
-        if self.group.rank:
-            return
+        if self.group.rank == 0:
+            self.write(everyone)
+        # Nobody goes on, or away, before the file is there.
+        self.group.agree(0.0)
+
+    def write(self, rng: list[dict[str, Tensor]]) -> None:
         tensors = {f"model.{k}": v for k, v in self.live.items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
-        tensors |= {f"rng.{rank}.{k}": v for rank, states in enumerate(everyone) for k, v in states.items()}
+        tensors |= {f"rng.{rank}.{k}": v for rank, states in enumerate(rng) for k, v in states.items()}
         optimizers = {}
         for name, part in self.parts.items():
             packed, optimizers[name] = checkpoint.pack_optimizer(f"optimizer.{name}", part.optimizer.state_dict())
@@ -209,6 +213,8 @@ class _Run:
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed + group.rank)
         resumed = self.load()
+        if len(steps := set(group.gather(self.step))) > 1:
+            raise CheckpointError(f"the processes see different checkpoints in {self.out}, of steps {sorted(steps)}")
         log = Log(self.out) if group.rank == 0 else None
         if log:
             log.write("resume" if resumed else "start", self.step, {"seconds": self.seconds})
@@ -249,7 +255,6 @@ class _Run:
             finally:
                 if log:
                     log.close()
-                group.close()
         return Result(self.step, self.seconds, self.signal, history)
 
     def progress(self) -> float:
