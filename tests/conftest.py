@@ -43,6 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
             pytest.exit(f"GMKERNELS_REQUIRE asks for backend {name!r}, which cannot run: {reason}", returncode=4)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_report_header() -> list[str]:
     states = {name: backends.unavailable(name) for name in backends.BACKENDS}
     here = [name for name, reason in states.items() if reason is None]

@@ -19,7 +19,9 @@ from .table import rows
 def digests(backend: str, dtypes: tuple[torch.dtype, ...] | None = None) -> dict[str, str]:
     """Row, dtype and sizes to a hash of outputs, gradients and second derivatives."""
     return {
-        f"{row.name} {str(dtype).removeprefix('torch.')} {sizes}": digest(evaluate(row, row.case(sizes, dtype), backend))
+        f"{row.name} {str(dtype).removeprefix('torch.')} {sizes}": digest(
+            evaluate(row, row.case(sizes, dtype), backend)
+        )
         for row in rows().values()
         if backend in row.backends
         for dtype in row.dtypes

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class dispatcher_door(TorchDispatchMode):  # noqa: N801  (used like a function)
+class dispatcher_door(TorchDispatchMode):
     """Inside, every operator goes through ``torch.ops.gmkernels``; ``calls`` lists them with their arguments."""
 
     def __init__(self) -> None:

@@ -19,8 +19,13 @@ from torch import Tensor
 
 from .table import Case
 
-_ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (Tensor, "new_empty"))
-_ALLOCATORS += ((Tensor, "new_empty_strided"),)
+_ALLOCATORS = (
+    (torch, "empty"),
+    (torch, "empty_like"),
+    (torch, "empty_strided"),
+    (Tensor, "new_empty"),
+    (Tensor, "new_empty_strided"),
+)
 
 
 def _fill(t: Tensor) -> Tensor:

@@ -102,7 +102,9 @@ def _affine(variant: str, form: str = "", **constants: Any) -> OperatorRow:
 _PLANAR_ERRORS = (
     ErrorCase("z is None", _spoil(z=None), TypeError, "z must be a torch.Tensor, got NoneType"),
     ErrorCase("integer b", _spoil(b=torch.ones(2, dtype=torch.int64)), TypeError, "b must be float.*int64"),
-    ErrorCase("z of three dimensions", _spoil(z=torch.ones(3, 4, 1)), ValueError, r"z must have 2 dimensions \(batch, D\)"),
+    ErrorCase(
+        "z of three dimensions", _spoil(z=torch.ones(3, 4, 1)), ValueError, r"z must have 2 dimensions \(batch, D\)"
+    ),
     ErrorCase("u of one dimension", _spoil(u=torch.ones(4)), ValueError, r"u must have 2 dimensions \(K, D\)"),
     ErrorCase("u of another D", _spoil(u=torch.ones(2, 5)), ValueError, r"u must have shape \(2, 4\), got \(2, 5\)"),
     ErrorCase("w of another K", _spoil(w=torch.ones(3, 4)), ValueError, r"w must have shape \(2, 4\), got \(3, 4\)"),

@@ -24,7 +24,9 @@ def _extremes(dtype: torch.dtype) -> Case:
 _ERRORS = (
     ErrorCase("not a tensor", lambda a: a.update(m=3.0), TypeError, "m must be a torch.Tensor, got float"),
     ErrorCase("complex", lambda a: a.update(m=a["m"] + 0j), TypeError, "m must be float.*complex"),
-    ErrorCase("two dimensions", lambda a: a.update(m=a["m"][0]), ValueError, r"m must have 3 dimensions \(batch, num_k"),
+    ErrorCase(
+        "two dimensions", lambda a: a.update(m=a["m"][0]), ValueError, r"m must have 3 dimensions \(batch, num_k"
+    ),
     ErrorCase("backend", lambda a: a.update(backend="gpu"), ValueError, "unknown backend 'gpu'"),
 )
 
@@ -36,8 +38,11 @@ def _row(variant: str, scale: float) -> OperatorRow:
         function=minibatch_discrimination,
         outputs=("o",),
         make=_make(scale),
-        # (batch, num_kernels, kernel_dim)
-        sizes=((4, 2, 3), (0, 3, 2), (1, 3, 2), (2, 1, 1), (5, 0, 3), (5, 3, 0), (17, 7, 5), (33, 5, 3), (65, 18, 4)),
+        # (batch, num_kernels, kernel_dim); the last is more than one tile of samples
+        sizes=(
+            *((4, 2, 3), (0, 3, 2), (1, 3, 2), (2, 1, 1), (5, 0, 3), (5, 3, 0)),
+            *((17, 7, 5), (33, 5, 3), (65, 18, 4), (300, 2, 3)),
+        ),
         ranks=(3,),
         dynamic=((4, 3, 5), (7, 3, 5)),
         errors=_ERRORS if variant == "near" else (),

@@ -52,7 +52,9 @@ def _errors(op: str, *more: ErrorCase) -> tuple[ErrorCase, ...]:
     return (
         ErrorCase("key is an int", lambda a: a.update(key=3), TypeError, f"{op}: key must be a torch.Tensor, got int"),
         ErrorCase("key of floats", lambda a: a.update(key=torch.zeros(2)), ValueError, "key must be an int64.*float32"),
-        ErrorCase("long key", lambda a: a.update(key=a["key"].repeat(2)), ValueError, r"got torch.int64 of shape \(4,\)"),
+        ErrorCase(
+            "long key", lambda a: a.update(key=a["key"].repeat(2)), ValueError, r"got torch.int64 of shape \(4,\)"
+        ),
         ErrorCase("first < 0", lambda a: a.update(first=-1), ValueError, "first must be a non-negative int, got -1"),
         ErrorCase("first 0.5", lambda a: a.update(first=0.5), ValueError, "first must be a non-negative int, got 0.5"),
         *more,
@@ -110,7 +112,9 @@ ROWS = (
         function=random.bernoulli,
         outputs=("sample",),
         make=_bernoulli,
-        errors=_errors("bernoulli", ErrorCase("integer p", lambda a: a.update(p=a["key"]), TypeError, "p must be float")),
+        errors=_errors(
+            "bernoulli", ErrorCase("integer p", lambda a: a.update(p=a["key"]), TypeError, "p must be float")
+        ),
         exact=("sample",),
         same_bits=("sample",),
         nonfinite=("p",),
