@@ -9,9 +9,9 @@ What is timed is the coupling alone, parameters given: ``y`` and ``logdet`` from
 * ``planar-kK-dD-B``: K planar flows on (B, D).
 
 The scale is ``exp(2 tanh(s))`` and, beside it, plain ``exp(s)``; ``eager`` is what one writes for each, ``compile`` the
-same under ``torch.compile``. The peers have scale maps and parameter layouts of their own; each is raced against our operator with the same map on the
-same layout, and a row's ``maths`` says which. normflows and nflows take one parameter tensor (interleaved, or
-halves), so there the tensor is the leaf and both sides pay for slicing it.
+same under ``torch.compile``. The peers have scale maps and parameter layouts of their own; each is raced against our
+operator with the same map on the same layout, and a row's ``maths`` says which. normflows and nflows take one parameter
+tensor (interleaved, or halves), so there the tensor is the leaf and both sides pay for slicing it.
 
 Bytes: the affine operator must read x, s, t and write y (4 tensors); backward reads dy, x, s and writes dx, ds (5
 tensors), dt being dy; with a mask it writes dt too (6). Operations of a planar flow: 2D + 1 for w.z + b, 2D for the

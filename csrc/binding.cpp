@@ -18,7 +18,8 @@ gmk_rows rows(py::handle operand) {
   if (operand.is_none()) return {};
   const auto t = py::reinterpret_borrow<py::tuple>(operand);
   const auto s = py::reinterpret_borrow<py::tuple>(t[2]);
-  return {reinterpret_cast<void*>(t[0].cast<Address>()), t[1].cast<int32_t>(), s[0].cast<int64_t>(), s[1].cast<int64_t>(), s[2].cast<int64_t>()};
+  return {reinterpret_cast<void*>(t[0].cast<Address>()), t[1].cast<int32_t>(), s[0].cast<int64_t>(),
+          s[1].cast<int64_t>(), s[2].cast<int64_t>()};
 }
 gmk_sizes sizes(const py::tuple& t) { return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>()}; }
 template <class T = void> T* at(Address address) { return reinterpret_cast<T*>(address); }
@@ -38,47 +39,54 @@ template <class Args> void run(int (*entry)(const Args*), const Args& args, int6
 }
 
 template <int (*Entry)(const gmk_affine_coupling_args*)>
-void affine(const py::tuple& size, py::handle x, py::handle s, py::handle t, py::handle grad_y, py::handle v_x, py::handle v_s,
-            Address grad_logdet, Address mask, Address out_x, Address out_s, Address out_y, Address out_logdet, int scale_map,
-            double clamp, bool inverse) {
+void affine(const py::tuple& size, py::handle x, py::handle s, py::handle t, py::handle grad_y, py::handle v_x,
+            py::handle v_s, Address grad_logdet, Address mask, Address out_x, Address out_s, Address out_y,
+            Address out_logdet, int scale_map, double clamp, bool inverse) {
   const gmk_sizes z = sizes(size);
-  const gmk_affine_coupling_args args{z, rows(x), rows(s), rows(t), rows(grad_y), rows(v_x), rows(v_s), at(grad_logdet),
-                                      at<uint8_t>(mask), at(out_x), at(out_s), at(out_y), at(out_logdet), scale_map, inverse, clamp};
+  const gmk_affine_coupling_args args{z,         rows(x),   rows(s),         rows(t),           rows(grad_y),
+                                      rows(v_x), rows(v_s), at(grad_logdet), at<uint8_t>(mask), at(out_x),
+                                      at(out_s), at(out_y), at(out_logdet),  scale_map,         inverse,
+                                      clamp};
   run(Entry, args, z.batch * z.outer * z.inner);
 }
 
 template <int (*Entry)(const gmk_planar_args*)>
-void planar(int64_t batch, int64_t dim, int64_t flows, int dtype, Address z, Address u, Address w, Address b, Address grad_z,
-            Address grad_logdet, Address v_z, Address v_u, Address v_w, Address v_b, Address out_z, Address out_u, Address out_w,
-            Address out_b, Address out_grad_z, Address out_logdet) {
-  const gmk_planar_args args{batch, dim, flows, dtype, at(z), at(u), at(w), at(b), at(grad_z), at(grad_logdet),
-                             at(v_z), at(v_u), at(v_w), at(v_b), at(out_z), at(out_u), at(out_w), at(out_b), at(out_grad_z), at(out_logdet)};
+void planar(int64_t batch, int64_t dim, int64_t flows, int dtype, Address z, Address u, Address w, Address b,
+            Address grad_z, Address grad_logdet, Address v_z, Address v_u, Address v_w, Address v_b, Address out_z,
+            Address out_u, Address out_w, Address out_b, Address out_grad_z, Address out_logdet) {
+  const gmk_planar_args args{batch,     dim,        flows,           dtype,     at(z),          at(u),         at(w),
+                             at(b),     at(grad_z), at(grad_logdet), at(v_z),   at(v_u),        at(v_w),       at(v_b),
+                             at(out_z), at(out_u),  at(out_w),       at(out_b), at(out_grad_z), at(out_logdet)};
   run(Entry, args, batch * dim * flows);
 }
 
 template <int (*Entry)(const gmk_minibatch_args*)>
 void minibatch(int64_t batch, int64_t kernels, int64_t dim, int dtype, Address m, int64_t stride_i, int64_t stride_b,
                int64_t stride_c, Address grad, Address v, Address out, Address out_m) {
-  const gmk_minibatch_args args{batch, kernels, dim, dtype, at(m), stride_i, stride_b, stride_c, at(grad), at(v), at(out), at(out_m)};
+  const gmk_minibatch_args args{batch,    kernels,  dim,      dtype, at(m),   stride_i,
+                                stride_b, stride_c, at(grad), at(v), at(out), at(out_m)};
   run(Entry, args, batch * batch * kernels);
 }
 
 template <int (*Entry)(const gmk_reparameterize_args*)>
-void reparameterize(const py::tuple& size, py::handle mu, py::handle logvar, py::handle grad_z, py::handle v_mu, py::handle v_logvar,
-                    Address grad_kl, Address key, int64_t first, double beta, double free_bits, Address out_mu, Address out_logvar,
-                    Address out_z, Address out_kl) {
+void reparameterize(const py::tuple& size, py::handle mu, py::handle logvar, py::handle grad_z, py::handle v_mu,
+                    py::handle v_logvar, Address grad_kl, Address key, int64_t first, double beta, double free_bits,
+                    Address out_mu, Address out_logvar, Address out_z, Address out_kl) {
   const gmk_sizes z = sizes(size);
-  const gmk_reparameterize_args args{z, rows(mu), rows(logvar), rows(grad_z), rows(v_mu), rows(v_logvar), at(grad_kl), at<int64_t>(key),
-                                     first, beta, free_bits, at(out_mu), at(out_logvar), at(out_z), at(out_kl)};
+  const gmk_reparameterize_args args{
+      z,     rows(mu), rows(logvar), rows(grad_z), rows(v_mu),     rows(v_logvar), at(grad_kl), at<int64_t>(key),
+      first, beta,     free_bits,    at(out_mu),   at(out_logvar), at(out_z),      at(out_kl)};
   run(Entry, args, z.batch * z.outer * z.inner);
 }
 
 template <int (*Entry)(const gmk_likelihood_args*)>
-void likelihood(const py::tuple& size, py::handle location, py::handle logvar, py::handle x, py::handle weight, py::handle v_location,
-                py::handle v_logvar, Address grad, Address out_location, Address out_logvar, Address out, int location_dtype) {
+void likelihood(const py::tuple& size, py::handle location, py::handle logvar, py::handle x, py::handle weight,
+                py::handle v_location, py::handle v_logvar, Address grad, Address out_location, Address out_logvar,
+                Address out, int location_dtype) {
   const gmk_sizes z = sizes(size);
-  const gmk_likelihood_args args{z, rows(location), rows(logvar), rows(x), rows(weight), rows(v_location), rows(v_logvar), at(grad),
-                                 at(out_location), at(out_logvar), at(out), location_dtype};
+  const gmk_likelihood_args args{
+      z,        rows(location),   rows(logvar),   rows(x), rows(weight),  rows(v_location), rows(v_logvar),
+      at(grad), at(out_location), at(out_logvar), at(out), location_dtype};
   run(Entry, args, z.batch * z.outer * z.inner);
 }
 
@@ -90,7 +98,8 @@ void random(Address out, Address p, int dtype, int64_t count, int64_t start, uin
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-  m.doc() = "The C++ core of gmkernels. Called by the launchers in gmkernels/ops/*/native.py; see csrc/include/gmk/abi.h.";
+  m.doc() =
+      "The C++ core of gmkernels. Called by the launchers in gmkernels/ops/*/native.py; see csrc/include/gmk/abi.h.";
 
   m.def("affine_coupling", affine<gmk_affine_coupling>);
   m.def("affine_coupling_backward", affine<gmk_affine_coupling_backward>);

@@ -5,11 +5,11 @@
 #include <exception>
 #include <string>
 
-#define GMK_DECLARE_IN(ISA)       \
-  namespace gmk {                 \
-  namespace ISA {                 \
-  GMK_KERNELS(GMK_DECLARE)        \
-  }                               \
+#define GMK_DECLARE_IN(ISA) \
+  namespace gmk {           \
+  namespace ISA {           \
+  GMK_KERNELS(GMK_DECLARE)  \
+  }                         \
   }
 #define GMK_DECLARE(NAME, ARGS) int NAME(const ARGS& args);
 GMK_DECLARE_IN(baseline)
@@ -41,7 +41,8 @@ const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Is
 
 bool isa_usable(Isa isa) {
 #if defined(GMK_HAVE_AVX2)
-  if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (isa == Isa::avx2)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
 #if defined(GMK_HAVE_AVX512)
   if (isa == Isa::avx512)
@@ -71,13 +72,13 @@ Isa isa() {
 #define GMK_AVX512(NAME)
 #endif
 
-#define GMK_ENTRY(NAME, ARGS)                    \
-  extern "C" int gmk_##NAME(const ARGS* args) {  \
-    return gmk::guarded([&] {                    \
-      GMK_AVX512(NAME)                           \
-      GMK_AVX2(NAME)                             \
-      return gmk::baseline::NAME(*args);         \
-    });                                          \
+#define GMK_ENTRY(NAME, ARGS)                   \
+  extern "C" int gmk_##NAME(const ARGS* args) { \
+    return gmk::guarded([&] {                   \
+      GMK_AVX512(NAME)                          \
+      GMK_AVX2(NAME)                            \
+      return gmk::baseline::NAME(*args);        \
+    });                                         \
   }
 GMK_KERNELS(GMK_ENTRY)
 

@@ -48,7 +48,9 @@ class Launch:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def record(kernel: Any, programs: int, args: tuple[Any, ...], constants: dict[str, Any], options: dict[str, Any]) -> Launch:
+def record(
+    kernel: Any, programs: int, args: tuple[Any, ...], constants: dict[str, Any], options: dict[str, Any]
+) -> Launch:
     """What the JIT makes of the arguments: the types, the constants, and which are divisible by 16."""
     names, types, fixed, aligned = kernel.arg_names, {}, dict(constants), []
     for n, (name, value) in enumerate(zip(names, args, strict=False)):
@@ -90,7 +92,9 @@ def resources(launch: Launch, arch: int) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True).stdout
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
     used = {key: int(n) for key, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     return {
         "registers": used["REG"],
@@ -167,7 +171,7 @@ def minibatch() -> Iterator[Case]:
         yield f"{name} backward", lambda: family.minibatch_discrimination_backward(o, m)
         yield f"{name} double", lambda: family.minibatch_discrimination_double_backward(m, o, m)
 
-    for batch, dim in itertools.product((64, 1024), (1, 5, 16, 17, 50, 64, 100)):
+    for batch, dim in itertools.product((64, 1024), (5, 16, 50, 64, 100)):
         yield from calls(batch, 50, dim)
     yield from calls(256, 100, 5, torch.bfloat16)
     yield from calls(256, 100, 5, torch.float16)
@@ -205,7 +209,10 @@ def gaussian() -> Iterator[Case]:
         yield f"bernoulli {name} double", lambda: family.bernoulli_log_likelihood_double_backward(x, g, x, x, weight)
         yield f"gaussian {name} forward", lambda: family.gaussian_log_likelihood(x, x, x, weight)
         yield f"gaussian {name} backward", lambda: family.gaussian_log_likelihood_backward(g, x, x, x, weight)
-        yield f"gaussian {name} double", lambda: family.gaussian_log_likelihood_double_backward(x, x, g, x, x, x, weight)
+        yield (
+            f"gaussian {name} double",
+            lambda: family.gaussian_log_likelihood_double_backward(x, x, g, x, x, x, weight),
+        )
 
     for columns in (1, 2, 4, 8, 15, 16, 20, 31, 33, 64, 257, 1024):
         yield from draws(f"4096x{columns}", _empty(4096, columns))
@@ -225,8 +232,9 @@ def gaussian() -> Iterator[Case]:
     x = _empty(4096, 20)
     yield "prior forward", lambda: family.gaussian_log_likelihood(x, None, None, None)
     yield "prior backward", lambda: family.gaussian_log_likelihood_backward(_empty(4096), x, None, None, None)
-    yield "prior double", lambda: family.gaussian_log_likelihood_double_backward(
-        x, _empty(0), _empty(4096), x, None, None, None
+    yield (
+        "prior double",
+        lambda: family.gaussian_log_likelihood_double_backward(x, _empty(0), _empty(4096), x, None, None, None),
     )
 
 
@@ -283,18 +291,29 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose family and name contain this")
     parser.add_argument("--arch", type=int, nargs="*", default=(80, 90), choices=(80, 90))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path, help="write one JSON object a line, such as benchmarks/results/triton_resources.jsonl")
+    parser.add_argument(
+        "--json", type=Path, help="write one JSON object a line, such as benchmarks/results/triton_resources.jsonl"
+    )
     parser.add_argument("--list", action="store_true", help="print the cases, compile nothing")
     args = parser.parse_args()
     if args.list:
-        print("\n".join(f"{family} {name} sm_{arch}" for family, name, arch in jobs(args.quick, args.only, tuple(args.arch))))
+        print(
+            "\n".join(
+                f"{family} {name} sm_{arch}" for family, name, arch in jobs(args.quick, args.only, tuple(args.arch))
+            )
+        )
         return 0
     rows = []
     with ProcessPoolExecutor(args.jobs) as pool:
         for measured in pool.map(measure, jobs(args.quick, args.only, tuple(args.arch))):
             for row in measured:
                 rows.append(row)
-                print("{kernel:42} sm_{arch} {registers:4} registers {spilled:5} spilled {shared:7} shared  {case}".format(**row), flush=True)
+                print(
+                    "{kernel:42} sm_{arch} {registers:4} registers {spilled:5} spilled {shared:7} shared  {case}".format(
+                        **row
+                    ),
+                    flush=True,
+                )
     if args.json:
         args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
     wrong = faults(rows)

@@ -76,7 +76,8 @@ template <class T, int Map> struct Affine {
           T *pdx = dx.block(b * features + i), *pds = ds.block(b * features + i);
           each_pack(n, [&](int p, int lanes) {
             const P gp = get(pg, p, lanes);
-            Backward<P> r = affine_backward<Map>(gp, l, get(px, p, lanes), get(ps, p, lanes), get(pt, p, lanes), c, inverse);
+            Backward<P> r =
+                affine_backward<Map>(gp, l, get(px, p, lanes), get(ps, p, lanes), get(pt, p, lanes), c, inverse);
             if (a.mask) {
               const auto kept = kept_lanes<T>(a.mask + i + p * kLanes, lanes);
               r = {select<T>(kept, gp, r.x), select<T>(kept, T(0), r.s)};

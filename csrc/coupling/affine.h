@@ -28,7 +28,8 @@ template <int Map, class N> GMK_INLINE Scale<N> scale(const N& s, typename N::sc
   } else {
     N a, slope;
     if constexpr (Map == GMK_EXP) {
-      const auto low = value(s) < -c, high = value(s) > c;
+      const auto low = value(s) < -c;
+      const auto high = value(s) > c;
       a = pick(low, N(-c), pick(high, N(c), s));
       slope = pick(low, N(T(0)), pick(high, N(T(0)), N(T(1))));
     } else if constexpr (Map == GMK_TANH) {
@@ -65,7 +66,8 @@ template <class N> struct Backward {
   N x, s;
 };
 template <int Map, class N>
-GMK_INLINE Backward<N> affine_backward(const N& g, const N& l, const N& x, const N& s, const N& t, typename N::scalar c, bool inverse) {
+GMK_INLINE Backward<N> affine_backward(const N& g, const N& l, const N& x, const N& s, const N& t, typename N::scalar c,
+                                       bool inverse) {
   const Scale<N> k = scale<Map>(s, c, inverse);
   const N d = inverse ? x - t : x, gm = g * k.factor;
   return {gm, fma(g * d, k.factor, l) * (inverse ? -k.slope : k.slope)};

@@ -26,9 +26,13 @@ template <class T> std::vector<T> values(const void* p, int32_t dtype, int64_t n
 GMK_INLINE double make(double v, double, double*) { return v; }
 GMK_INLINE Tangent make(double v, double d, Tangent*) { return {v, d}; }
 template <class T> GMK_INLINE pack<T> spread(double s, pack<T>*) { return pack<T>(T(s)); }
-template <class T> GMK_INLINE dual<pack<T>> spread(Tangent s, dual<pack<T>>*) { return {pack<T>(T(s.v)), pack<T>(T(s.d))}; }
+template <class T> GMK_INLINE dual<pack<T>> spread(Tangent s, dual<pack<T>>*) {
+  return {pack<T>(T(s.v)), pack<T>(T(s.d))};
+}
 template <class T> GMK_INLINE double gather(const pack<T>& a, double*) { return double(fold(a)); }
-template <class T> GMK_INLINE Tangent gather(const dual<pack<T>>& a, Tangent*) { return {double(fold(a.v)), double(fold(a.d))}; }
+template <class T> GMK_INLINE Tangent gather(const dual<pack<T>>& a, Tangent*) {
+  return {double(fold(a.v)), double(fold(a.d))};
+}
 
 // N is what samples are made of, S what parameters are made of.
 template <class T, class N, class S> struct Planar {
@@ -68,7 +72,8 @@ template <class T, class N, class S> struct Planar {
   // Calls f(first, groups) for each bundle of groups of a task, whose samples begin at first.
   template <class F> void each_bundle(int64_t task, const F& f) const {
     constexpr int64_t bundle = kTogether * kLanes;
-    for (int64_t first = task * kGroups * kLanes; first < std::min(a.batch, (task + 1) * kGroups * kLanes); first += bundle)
+    for (int64_t first = task * kGroups * kLanes; first < std::min(a.batch, (task + 1) * kGroups * kLanes);
+         first += bundle)
       f(first, std::min<int64_t>(kTogether, (a.batch - first + kLanes - 1) / kLanes));
   }
   // How many of the sixteen samples from `first` on exist.
@@ -117,8 +122,8 @@ template <class T> GMK_INLINE pack<T> first_order(const dual<pack<T>>& a) { retu
 template <class T> GMK_INLINE void sample(pack<T>& out, const pack<T>& v, const pack<T>&) { out = v; }
 template <class T> GMK_INLINE void sample(dual<pack<T>>& out, const pack<T>& v, const pack<T>& d) { out = {v, d}; }
 
-// The gradient of <grad_z, z_K> + <grad_logdet, logdet>; on dual numbers its tangent along the cotangents, together with
-// the tangents of z_K and logdet.
+// The gradient of <grad_z, z_K> + <grad_logdet, logdet>; on dual numbers its tangent along the cotangents, together
+// with the tangents of z_K and logdet.
 template <class T, class N, class S> void backward(const Args& a) {
   using P = pack<T>;
   const Planar<T, N, S> planar(a);
@@ -163,12 +168,14 @@ template <class T, class N, class S> void backward(const Args& a) {
         const int64_t at = first + j * kLanes;
         for (int64_t d = 0; d < dim; ++d) planar.set_column(a.out_z, at, d, first_order(g[j * dim + d]));
         if (a.out_logdet) {
-          for (int64_t d = 0; d < dim; ++d) planar.set_column(a.out_grad_z, at, d, first_order(z[j * path + flows * dim + d]));
+          for (int64_t d = 0; d < dim; ++d)
+            planar.set_column(a.out_grad_z, at, d, first_order(z[j * path + flows * dim + d]));
           store_n(static_cast<T*>(a.out_logdet) + at, first_order(logdet[j]), planar.live(at));
         }
       }
     });
-    for (int64_t i = 0; i < flows * width; ++i) partial[task * flows * width + i] = gather(sums[i], static_cast<S*>(nullptr));
+    for (int64_t i = 0; i < flows * width; ++i)
+      partial[task * flows * width + i] = gather(sums[i], static_cast<S*>(nullptr));
   });
   std::vector<S> total(flows * width), grad_u(dim), grad_w(dim);
   for (int64_t task = 0; task < planar.tasks(); ++task)
@@ -176,7 +183,8 @@ template <class T, class N, class S> void backward(const Args& a) {
   for (int64_t k = 0; k < flows; ++k) {
     const S* s = &total[k * width];
     std::copy(s + dim, s + 2 * dim, grad_w.begin());
-    planar.directions[k].pull_back(&planar.u[k * dim], &planar.w[k * dim], s, s[2 * dim + 1], grad_u.data(), grad_w.data(), dim);
+    planar.directions[k].pull_back(&planar.u[k * dim], &planar.w[k * dim], s, s[2 * dim + 1], grad_u.data(),
+                                   grad_w.data(), dim);
     for (int64_t d = 0; d < dim; ++d) {
       const double du = first_order(grad_u[d]), dw = first_order(grad_w[d]);
       write(a.out_u, a.dtype, k * dim + d, &du, 1);

@@ -75,14 +75,15 @@ template <class N> GMK_INLINE N planar_forward(N* z, const Flow<N>& f, int64_t d
   return log(fma(N(T(1)) - hh, f.gain, hh));
 }
 
-// Back through one flow: z is its input, g holds the gradient by its output and becomes that by its input; the gradients
-// by the parameters are added to theirs.
+// Back through one flow: z is its input, g holds the gradient by its output and becomes that by its input; the
+// gradients by the parameters are added to theirs.
 template <class N> struct FlowGradient {
   N *u_hat, *w;
   N *b, *gain;
 };
 template <class N>
-GMK_INLINE void planar_backward(const N* z, const N& h, N* g, const N& l, const Flow<N>& f, const FlowGradient<N>& out, int64_t dim) {
+GMK_INLINE void planar_backward(const N* z, const N& h, N* g, const N& l, const Flow<N>& f, const FlowGradient<N>& out,
+                                int64_t dim) {
   using T = typename N::scalar;
   const N hh = h * h, rest = N(T(1)) - hh, per_det = l / fma(rest, f.gain, hh);
   N grad_h = (h + h) * (N(T(1)) - f.gain) * per_det;

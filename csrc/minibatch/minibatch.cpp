@@ -1,9 +1,10 @@
 // Minibatch discrimination: sums over all pairs of a batch, with no pair ever written to memory.
 //
-// A task is one kernel b. Its coordinates are laid out as C rows of samples, so that sixteen samples j fill the lanes of a
-// pack while one sample i is broadcast. Each unordered pair is visited once: what it adds for j stays in lanes ("columns"),
-// what it adds for i goes into sixteen running sums per i ("rows"), folded at the end. Samples i are taken in tiles so
-// that the row sums stay in the first-level cache. Nothing depends on threads, and the order of sums is fixed.
+// A task is one kernel b. Its coordinates are laid out as C rows of samples, so that sixteen samples j fill the lanes
+// of a pack while one sample i is broadcast. Each unordered pair is visited once: what it adds for j stays in lanes
+// ("columns"), what it adds for i goes into sixteen running sums per i ("rows"), folded at the end. Samples i are taken
+// in tiles so that the row sums stay in the first-level cache. Nothing depends on threads, and the order of sums is
+// fixed.
 //
 // Backward and double backward rebuild the distances: storing them would take batch^2 numbers per kernel.
 #include <vector>
@@ -21,12 +22,14 @@ enum Order { kForward, kBackward, kDouble };
 
 // What one kernel b needs; kept per thread between tasks. All sample counts are rounded up to full packs.
 template <class T> struct Scratch {
-  std::vector<pack<T>> x, v, g;             // coordinates, cotangents (C rows of packs), upstream gradients
-  std::vector<pack<T>> column, column_x;    // sums for j: of the output, and of the C coordinates
-  std::vector<pack<T>> row, row_x;          // the same for i, sixteen partial sums each
+  std::vector<pack<T>> x, v, g;           // coordinates, cotangents (C rows of packs), upstream gradients
+  std::vector<pack<T>> column, column_x;  // sums for j: of the output, and of the C coordinates
+  std::vector<pack<T>> row, row_x;        // the same for i, sixteen partial sums each
 };
 
-template <class T> GMK_INLINE T lane(const std::vector<pack<T>>& a, int64_t i) { return reinterpret_cast<const T*>(a.data())[i]; }
+template <class T> GMK_INLINE T lane(const std::vector<pack<T>>& a, int64_t i) {
+  return reinterpret_cast<const T*>(a.data())[i];
+}
 
 // w with the sign of d, zero where d is zero.
 template <class T> GMK_INLINE pack<T> signed_by(const pack<T>& w, const pack<T>& d) {
@@ -41,12 +44,17 @@ template <class T, int C, Order order> struct Pairs {
   const Args& a;
   const int64_t batch = a.batch, dim = C ? C : a.dim, packs = (batch + kLanes - 1) / kLanes;
   // Row sums of a tile: about 16 KiB.
-  const int64_t tile = std::max<int64_t>(kLanes, (16384 / (kLanes * sizeof(T)) / (order == kForward ? 1 : std::max<int64_t>(1, dim + (order == kDouble)))) / kLanes * kLanes);
+  const int64_t tile = std::max<int64_t>(
+      kLanes,
+      (16384 / (kLanes * sizeof(T)) / (order == kForward ? 1 : std::max<int64_t>(1, dim + (order == kDouble)))) /
+          kLanes * kLanes);
 
   void load_kernel(Scratch<T>& s, int64_t b) const {
-    const auto fill = [&](std::vector<P>& to, const void* from, int64_t rows, int64_t start, int64_t step_i, int64_t step_c) {
+    const auto fill = [&](std::vector<P>& to, const void* from, int64_t rows, int64_t start, int64_t step_i,
+                          int64_t step_c) {
       to.assign(rows * packs, P(T(0)));
-      for (int64_t c = 0; c < rows; ++c) read(reinterpret_cast<T*>(&to[c * packs]), from, a.dtype, start + c * step_c, step_i, batch);
+      for (int64_t c = 0; c < rows; ++c)
+        read(reinterpret_cast<T*>(&to[c * packs]), from, a.dtype, start + c * step_c, step_i, batch);
     };
     fill(s.x, a.m, dim, b * a.stride_b, a.stride_i, a.stride_c);
     if (order != kForward) fill(s.g, a.grad, 1, b, a.kernels, 0);
@@ -60,7 +68,8 @@ template <class T, int C, Order order> struct Pairs {
   // Pairs of samples first .. last with the sixteen samples of pack j; of those only the lanes in `live` beyond i count
   // if `diagonal`, where i itself is among the sixteen.
   template <bool diagonal>
-  GMK_INLINE void against(Scratch<T>& s, int64_t first, int64_t last, int64_t tile_start, int64_t j, const mask_of<T>& live) const {
+  GMK_INLINE void against(Scratch<T>& s, int64_t first, int64_t last, int64_t tile_start, int64_t j,
+                          const mask_of<T>& live) const {
     const int64_t dim = C ? C : this->dim;  // a constant to the compiler where it is one
     const P* x = &s.x[j];
     P held[C ? C : 1], sums[C ? C : 1];  // coordinates and coordinate sums of pack j, in registers when C is known
@@ -82,7 +91,8 @@ template <class T, int C, Order order> struct Pairs {
       }
       P e = exp(-distance);
       mask_of<T> counted = live;
-      if constexpr (diagonal) counted = counted & (iota<typename native<T>::mask>() > typename native<T>::mask(i - j * kLanes));
+      if constexpr (diagonal)
+        counted = counted & (iota<typename native<T>::mask>() > typename native<T>::mask(i - j * kLanes));
       e = select<T>(counted, e, T(0));
       if constexpr (order == kForward) {
         sum += e;
@@ -99,8 +109,10 @@ template <class T, int C, Order order> struct Pairs {
         P* row = &s.row_x[(i - tile_start) * dim];
         for (int64_t c = 0; c < dim; ++c) {
           const P t = signed_by(w, P(lane(s.x, c * packs * kLanes + i)) - (C ? held[c] : x[c * packs]));
-          if (C) sums[c] += t;
-          else s.column_x[j * dim + c] += t;
+          if (C)
+            sums[c] += t;
+          else
+            s.column_x[j * dim + c] += t;
           row[c] -= t;
         }
       }

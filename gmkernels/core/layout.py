@@ -39,10 +39,10 @@ def rows(*tensors: Tensor) -> tuple[tuple[int, int, int], list[Strides], list[Te
     if len(merged) > 2:
         return rows(*[t.contiguous() for t in tensors])
     sizes = [math.prod(shape[d] for d in group) for group in merged]
-    steps = [[s[group[-1]] for group in merged] for s in strides]
     outer, inner = ([1, 1] + sizes)[-2:]
-    return (
-        (batch, outer, inner),
-        [(s[0], *([0, 1] if not step else [0, *step] if len(step) == 1 else step)) for s, step in zip(strides, steps)],  # type: ignore[misc]
-        list(tensors),
-    )
+
+    def steps(stride: tuple[int, ...]) -> Strides:
+        outer_step, inner_step = [0, 1, *(stride[group[-1]] for group in merged)][-2:]
+        return stride[0], outer_step, inner_step
+
+    return (batch, outer, inner), [steps(s) for s in strides], list(tensors)

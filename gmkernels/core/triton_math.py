@@ -286,7 +286,7 @@ def fold_lanes(x):
     """Sums the last dimension, a power of two up to 2^16, by halves: lane l takes l + L/2, then l + L/4, ..."""
     for level in tl.static_range(15):
         if x.shape[-1] == (65536 >> level):
-            low, high = tl.split(tl.trans(tl.reshape(x, x.shape[:-1] + [2, 32768 >> level])))  # noqa: RUF005
+            low, high = tl.split(tl.trans(tl.reshape(x, x.shape[:-1] + [2, 32768 >> level])))
             x = low + high
     if x.shape[-1] == 2:
         low, high = tl.split(x)

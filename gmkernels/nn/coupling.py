@@ -61,7 +61,9 @@ class AffineCoupling(nn.Module):
             left, right = x.tensor_split((self.split,), dim=1)
             kept, changed = (left, right) if self.split > 0 else (right, left)
         else:
-            raise ValueError(f"AffineCoupling: split={self.split} leaves nothing to transform of shape {tuple(x.shape)}")
+            raise ValueError(
+                f"AffineCoupling: split={self.split} leaves nothing to transform of shape {tuple(x.shape)}"
+            )
         params = self.conditioner(kept) if context is None else self.conditioner(kept, context)
         if params.shape[1] != 2 * changed.shape[1]:
             raise ValueError(
@@ -100,15 +102,24 @@ class PlanarFlow(nn.Module):
     ``forward(z)`` maps (batch, D) to ``(z_K, logdet)``. The inverse has no closed form and is not offered.
     """
 
-    def __init__(self, features: int, num_flows: int, *, backend: str = "auto", device=None, dtype=None) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self,
+        features: int,
+        num_flows: int,
+        *,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if features < 1 or num_flows < 0:
-            raise ValueError(f"PlanarFlow: features must be positive and num_flows 0 or more, got {features}, {num_flows}")
+            raise ValueError(
+                f"PlanarFlow: features must be positive and num_flows 0 or more, got {features}, {num_flows}"
+            )
         self.features, self.num_flows, self.backend = features, num_flows, backend
-        empty = {"device": device, "dtype": dtype}
-        self.u = nn.Parameter(torch.empty(num_flows, features, **empty))
-        self.w = nn.Parameter(torch.empty(num_flows, features, **empty))
-        self.b = nn.Parameter(torch.empty(num_flows, **empty))
+        self.u = nn.Parameter(torch.empty(num_flows, features, device=device, dtype=dtype))
+        self.w = nn.Parameter(torch.empty(num_flows, features, device=device, dtype=dtype))
+        self.b = nn.Parameter(torch.empty(num_flows, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -36,8 +36,8 @@ class MinibatchDiscrimination(nn.Module):
         weight_scale: bool = False,
         bias: bool = False,
         backend: str = "auto",
-        device=None,  # type: ignore[no-untyped-def]
-        dtype=None,  # type: ignore[no-untyped-def]
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if min(in_features, num_kernels, kernel_dim) < 1:
@@ -47,10 +47,11 @@ class MinibatchDiscrimination(nn.Module):
             )
         self.in_features, self.num_kernels, self.kernel_dim = in_features, num_kernels, kernel_dim
         self.init_std, self.backend = init_std, backend
-        empty = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(in_features, num_kernels * kernel_dim, **empty))
-        self.log_scale = nn.Parameter(torch.empty(num_kernels * kernel_dim, **empty)) if weight_scale else None
-        self.bias = nn.Parameter(torch.empty(num_kernels, **empty)) if bias else None
+        self.weight = nn.Parameter(torch.empty(in_features, num_kernels * kernel_dim, device=device, dtype=dtype))
+        self.log_scale = (
+            nn.Parameter(torch.empty(num_kernels * kernel_dim, device=device, dtype=dtype)) if weight_scale else None
+        )
+        self.bias = nn.Parameter(torch.empty(num_kernels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -71,7 +72,7 @@ class MinibatchDiscrimination(nn.Module):
         pairs = m.flatten(1).unsqueeze(0) - m.flatten(1).unsqueeze(1)
         distance = pairs.abs().reshape(len(x), len(x), self.num_kernels, self.kernel_dim).sum(3)
         mean = distance.sum((0, 1)) / max(1, len(x) * (len(x) - 1))
-        self.log_scale -= mean.clamp_min(1e-12).log().repeat_interleave(self.kernel_dim)
+        self.log_scale.sub_(mean.clamp_min(1e-12).log().repeat_interleave(self.kernel_dim))
         if self.bias is not None:
             self.bias.copy_(-minibatch_discrimination(self._project(x), backend=self.backend).mean(0))
 

@@ -61,7 +61,7 @@ def test_fakes_describe_what_runs(row: OperatorRow, backend: str, dtype: torch.d
     """Shape, dtype and strides of every operator of the chain, for every dtype and strange inputs."""
     for sizes in support.sizes(row, backend):
         for layout in ("contiguous", "transposed", "expanded"):
-            case = on(backend, row.case(sizes, dtype).map(lambda t: relayout(t, layout)))
+            case = on(backend, row.case(sizes, dtype).map(lambda t, layout=layout: relayout(t, layout)))
             for func, args in _record(row, case, backend):
                 real = func(*args)
                 with FakeTensorMode() as mode:

@@ -49,15 +49,21 @@ def test_redzones_catch_writes_on_both_sides() -> None:
     x = torch.ones(5)
     with redzones(guard=16):
         assert torch.equal(_PACKAGE["fine"](x), x)
-    with pytest.raises(AssertionError, match="4 bytes were written after a buffer of 20 bytes, the first at offset 28"), redzones():
+    with (
+        pytest.raises(AssertionError, match="4 bytes were written after a buffer of 20 bytes, the first at offset 28"),
+        redzones(),
+    ):
         _PACKAGE["beyond"](x)
-    with pytest.raises(AssertionError, match="4 bytes were written before a buffer of 20 bytes, the first at offset -4"), redzones():
+    with (
+        pytest.raises(AssertionError, match="4 bytes were written before a buffer of 20 bytes, the first at offset -4"),
+        redzones(),
+    ):
         _PACKAGE["before"](x)
 
 
 def test_redzones_catch_a_write_to_an_input() -> None:
     x = torch.ones(2, 3)[:, ::2]
-    with pytest.raises(AssertionError, match="written after"), redzones() as zones:
+    with pytest.raises(AssertionError, match="written after"), redzones() as zones:  # noqa: PT012 (the exit raises)
         guarded = zones.copy(x)
         assert torch.equal(guarded, x) and guarded.stride() == x.stride()
         torch.as_strided(guarded, (1,), (1,), guarded.storage_offset() + 6)[0] = 1.0
@@ -82,7 +88,12 @@ def test_error_of_what_is_not_finite() -> None:
     nan, inf = float("nan"), float("inf")
     exact = torch.tensor([nan, inf, -inf, 1e300, 1.0], dtype=torch.float64)
     assert error(torch.tensor([nan, inf, -inf, inf, 1.0]), exact) == 0
-    for wrong in ([1.0, inf, -inf, inf, 1.0], [nan, -inf, -inf, inf, 1.0], [nan, inf, -inf, 1e38, 1.0], [nan, inf, -inf, inf, nan]):
+    for wrong in (
+        [1.0, inf, -inf, inf, 1.0],
+        [nan, -inf, -inf, inf, 1.0],
+        [nan, inf, -inf, 1e38, 1.0],
+        [nan, inf, -inf, inf, nan],
+    ):
         assert error(torch.tensor(wrong), exact) == inf
     # Next to overflow both infinity and the largest number are right.
     edge = torch.tensor([65519.0], dtype=torch.float64)

@@ -38,7 +38,9 @@ def _near(backend: str) -> dict[str, float]:
     return dict(rtol=1e-4, atol=1e-5) if backend == "triton" else dict(rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [r.name for r in ROWS if r.name.startswith(("affine", "planar")) and "mixed" not in r.name])
+@pytest.mark.parametrize(
+    "name", [r.name for r in ROWS if r.name.startswith(("affine", "planar")) and "mixed" not in r.name]
+)
 def test_logdet_is_the_log_of_the_jacobian_determinant(backend: str, name: str) -> None:
     row = rows()[name]
     first = row.differentiable[0]
@@ -173,7 +175,9 @@ def test_minibatch_discrimination_where_coordinates_tie(backend: str) -> None:
     """sign(0) = 0: small integers, most of which tie, through all derivatives."""
     row = rows()["minibatch_discrimination[near]"]
     case = row.case((33, 3, 4), _dtype(backend))
-    case.tensors["m"] = torch.randint(-1, 2, (33, 3, 4), generator=torch.Generator().manual_seed(2)).to(_dtype(backend)) / 2
+    case.tensors["m"] = (
+        torch.randint(-1, 2, (33, 3, 4), generator=torch.Generator().manual_seed(2)).to(_dtype(backend)) / 2
+    )
     found = evaluate(row, case.to(support.device(backend)), backend)
     for name, expected in evaluate(row, case.to(torch.float64), "reference").items():
         torch.testing.assert_close(found[name].cpu().double(), expected, **_near(backend))

@@ -1,7 +1,7 @@
 /* The contract of the native cores: flat C, raw pointers, sizes and strides; no torch, no Python.
  *
- * Every entry returns 0, or a status with a sentence in gmk_last_error() (kept per thread). Pointers are borrowed for the
- * call. Strides and sizes are in elements, 64 bits wide. Outputs are contiguous and must not overlap inputs.
+ * Every entry returns 0, or a status with a sentence in gmk_last_error() (kept per thread). Pointers are borrowed for
+ * the call. Strides and sizes are in elements, 64 bits wide. Outputs are contiguous and must not overlap inputs.
  * Entries of the CUDA core end in _cuda and take the stream to run on. */
 #ifndef GMK_ABI_H
 #define GMK_ABI_H
@@ -65,8 +65,8 @@ GMK_API int gmk_affine_coupling_double_backward(const gmk_affine_coupling_args* 
 typedef struct {
   int64_t batch, dim, flows;
   int32_t dtype;
-  const void *z, *u, *w, *b;       /* (batch, dim), (flows, dim), (flows, dim), (flows); contiguous, one dtype */
-  const void *grad_z, *grad_logdet; /* (batch, dim) in that dtype, (batch) in the wide dtype */
+  const void *z, *u, *w, *b;         /* (batch, dim), (flows, dim), (flows, dim), (flows); contiguous, one dtype */
+  const void *grad_z, *grad_logdet;  /* (batch, dim) in that dtype, (batch) in the wide dtype */
   const void *v_z, *v_u, *v_w, *v_b; /* cotangents of the gradients, shaped and typed like z, u, w, b */
   void *out_z, *out_u, *out_w, *out_b, *out_grad_z, *out_logdet;
 } gmk_planar_args;
@@ -80,7 +80,7 @@ GMK_API int gmk_planar_flow_double_backward(const gmk_planar_args* args);
 typedef struct {
   int64_t batch, kernels, dim;
   int32_t dtype;
-  const void* m;    /* element (i, b, c) at m[i * stride_i + b * stride_b + c * stride_c] */
+  const void* m; /* element (i, b, c) at m[i * stride_i + b * stride_b + c * stride_c] */
   int64_t stride_i, stride_b, stride_c;
   const void* grad; /* (batch, kernels) contiguous */
   const void* v;    /* (batch, kernels, dim) contiguous: cotangent of the gradient */
@@ -114,11 +114,12 @@ GMK_API int gmk_reparameterize_kl_double_backward(const gmk_reparameterize_args*
 
 typedef struct {
   gmk_sizes sizes;
-  gmk_rows location, logvar, x, weight, v_location, v_logvar; /* location: logits or mean; NULL: unused, 0 or weight 1 */
-  const void* grad;                                          /* (batch), in the wide dtype: float64 if an operand is */
-  void* out_location;                                        /* contiguous, in location_dtype */
-  void* out_logvar;                                          /* contiguous, in the dtype of logvar */
-  void* out;                                                 /* (batch), in the wide dtype */
+  gmk_rows location, logvar, x, weight, v_location,
+      v_logvar;       /* location: logits or mean; NULL: unused, 0 or weight 1 */
+  const void* grad;   /* (batch), in the wide dtype: float64 if an operand is */
+  void* out_location; /* contiguous, in location_dtype */
+  void* out_logvar;   /* contiguous, in the dtype of logvar */
+  void* out;          /* (batch), in the wide dtype */
   int32_t location_dtype;
 } gmk_likelihood_args;
 
@@ -128,7 +129,8 @@ GMK_API int gmk_gaussian_log_likelihood(const gmk_likelihood_args* args);
 /* gradients by location, logvar -> out_location, out_logvar */
 GMK_API int gmk_bernoulli_log_likelihood_backward(const gmk_likelihood_args* args);
 GMK_API int gmk_gaussian_log_likelihood_backward(const gmk_likelihood_args* args);
-/* gradients of <v_location, dlocation> + <v_logvar, dlogvar> by location, logvar, grad -> out_location, out_logvar, out */
+/* gradients of <v_location, dlocation> + <v_logvar, dlogvar> by location, logvar, grad -> out_location, out_logvar, out
+ */
 GMK_API int gmk_bernoulli_log_likelihood_double_backward(const gmk_likelihood_args* args);
 GMK_API int gmk_gaussian_log_likelihood_double_backward(const gmk_likelihood_args* args);
 
@@ -137,8 +139,8 @@ GMK_API int gmk_gaussian_log_likelihood_double_backward(const gmk_likelihood_arg
 typedef struct {
   int64_t count, start; /* elements start .. start + count of the stream */
   uint64_t seed, offset;
-  int32_t dtype;        /* of out and p; gmk_random_bits writes int64 */
-  const void* p;        /* probabilities, contiguous (Bernoulli) */
+  int32_t dtype; /* of out and p; gmk_random_bits writes int64 */
+  const void* p; /* probabilities, contiguous (Bernoulli) */
   void* out;
 } gmk_random_args;
 
@@ -147,7 +149,8 @@ GMK_API int gmk_random_uniform(const gmk_random_args* args);
 GMK_API int gmk_random_normal(const gmk_random_args* args);
 GMK_API int gmk_random_bernoulli(const gmk_random_args* args);
 
-/* The CUDA core reads the key (seed, offset) from device memory, so that a captured graph sees a new key at each replay. */
+/* The CUDA core reads the key (seed, offset) from device memory, so that a captured graph sees a new key at each
+ * replay. */
 GMK_API int gmk_random_bits_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
 GMK_API int gmk_random_uniform_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
 GMK_API int gmk_random_normal_cuda(const gmk_random_args* args, const int64_t* key, void* stream);

@@ -26,7 +26,8 @@ GMK_INLINE float from_f16(uint16_t h) { return _cvtsh_ss(h); }
 GMK_INLINE uint16_t to_f16(float f) { return _cvtss_sh(f, 0); }
 #else
 GMK_INLINE float from_f16(uint16_t h) {
-  // The exponent and fraction, moved into place, scaled by 2^112: denormals come out right because the product is exact.
+  // The exponent and fraction, moved into place, scaled by 2^112: denormals come out right because the product is
+  // exact.
   const uint32_t magnitude = uint32_t(h & 0x7fff) << 13, sign = uint32_t(h & 0x8000) << 16;
   float f;
   std::memcpy(&f, &magnitude, 4);
@@ -64,9 +65,12 @@ template <class T> void read(T* dst, const void* src, int32_t dtype, int64_t sta
   const auto run = [&](auto* p, auto&& value) {
     p += start;
     // The two common steps are spelled out so that they are vectorised: side by side, and interleaved with another.
-    if (step == 1) for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[k]));
-    else if (step == 2) for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[2 * k]));
-    else for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[k * step]));
+    if (step == 1)
+      for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[k]));
+    else if (step == 2)
+      for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[2 * k]));
+    else
+      for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[k * step]));
   };
   switch (dtype) {
     case GMK_F32: return run(static_cast<const float*>(src), [](float v) { return v; });
@@ -79,10 +83,18 @@ template <class T> void read(T* dst, const void* src, int32_t dtype, int64_t sta
 // dst[start + k] = src[k] for k < n.
 template <class T> void write(void* dst, int32_t dtype, int64_t start, const T* src, int64_t n) {
   switch (dtype) {
-    case GMK_F32: for (int64_t k = 0; k < n; ++k) static_cast<float*>(dst)[start + k] = float(src[k]); return;
-    case GMK_F64: for (int64_t k = 0; k < n; ++k) static_cast<double*>(dst)[start + k] = double(src[k]); return;
-    case GMK_F16: for (int64_t k = 0; k < n; ++k) static_cast<uint16_t*>(dst)[start + k] = to_f16(float(src[k])); return;
-    default: for (int64_t k = 0; k < n; ++k) static_cast<uint16_t*>(dst)[start + k] = to_bf16(float(src[k])); return;
+    case GMK_F32:
+      for (int64_t k = 0; k < n; ++k) static_cast<float*>(dst)[start + k] = float(src[k]);
+      return;
+    case GMK_F64:
+      for (int64_t k = 0; k < n; ++k) static_cast<double*>(dst)[start + k] = double(src[k]);
+      return;
+    case GMK_F16:
+      for (int64_t k = 0; k < n; ++k) static_cast<uint16_t*>(dst)[start + k] = to_f16(float(src[k]));
+      return;
+    default:
+      for (int64_t k = 0; k < n; ++k) static_cast<uint16_t*>(dst)[start + k] = to_bf16(float(src[k]));
+      return;
   }
 }
 

@@ -3,28 +3,28 @@
 
 #include "gmk/abi.h"
 
-#define GMK_KERNELS(X)                                                  \
-  X(affine_coupling, gmk_affine_coupling_args)                          \
-  X(affine_coupling_backward, gmk_affine_coupling_args)                 \
-  X(affine_coupling_double_backward, gmk_affine_coupling_args)          \
-  X(planar_flow, gmk_planar_args)                                       \
-  X(planar_flow_backward, gmk_planar_args)                              \
-  X(planar_flow_double_backward, gmk_planar_args)                       \
-  X(minibatch_discrimination, gmk_minibatch_args)                       \
-  X(minibatch_discrimination_backward, gmk_minibatch_args)              \
-  X(minibatch_discrimination_double_backward, gmk_minibatch_args)       \
-  X(reparameterize_kl, gmk_reparameterize_args)                         \
-  X(reparameterize_kl_backward, gmk_reparameterize_args)                \
-  X(reparameterize_kl_double_backward, gmk_reparameterize_args)         \
-  X(bernoulli_log_likelihood, gmk_likelihood_args)                      \
-  X(bernoulli_log_likelihood_backward, gmk_likelihood_args)             \
-  X(bernoulli_log_likelihood_double_backward, gmk_likelihood_args)      \
-  X(gaussian_log_likelihood, gmk_likelihood_args)                       \
-  X(gaussian_log_likelihood_backward, gmk_likelihood_args)              \
-  X(gaussian_log_likelihood_double_backward, gmk_likelihood_args)       \
-  X(random_bits, gmk_random_args)                                       \
-  X(random_uniform, gmk_random_args)                                    \
-  X(random_normal, gmk_random_args)                                     \
+#define GMK_KERNELS(X)                                             \
+  X(affine_coupling, gmk_affine_coupling_args)                     \
+  X(affine_coupling_backward, gmk_affine_coupling_args)            \
+  X(affine_coupling_double_backward, gmk_affine_coupling_args)     \
+  X(planar_flow, gmk_planar_args)                                  \
+  X(planar_flow_backward, gmk_planar_args)                         \
+  X(planar_flow_double_backward, gmk_planar_args)                  \
+  X(minibatch_discrimination, gmk_minibatch_args)                  \
+  X(minibatch_discrimination_backward, gmk_minibatch_args)         \
+  X(minibatch_discrimination_double_backward, gmk_minibatch_args)  \
+  X(reparameterize_kl, gmk_reparameterize_args)                    \
+  X(reparameterize_kl_backward, gmk_reparameterize_args)           \
+  X(reparameterize_kl_double_backward, gmk_reparameterize_args)    \
+  X(bernoulli_log_likelihood, gmk_likelihood_args)                 \
+  X(bernoulli_log_likelihood_backward, gmk_likelihood_args)        \
+  X(bernoulli_log_likelihood_double_backward, gmk_likelihood_args) \
+  X(gaussian_log_likelihood, gmk_likelihood_args)                  \
+  X(gaussian_log_likelihood_backward, gmk_likelihood_args)         \
+  X(gaussian_log_likelihood_double_backward, gmk_likelihood_args)  \
+  X(random_bits, gmk_random_args)                                  \
+  X(random_uniform, gmk_random_args)                               \
+  X(random_normal, gmk_random_args)                                \
   X(random_bernoulli, gmk_random_args)
 
 namespace gmk {

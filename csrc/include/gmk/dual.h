@@ -23,7 +23,9 @@ template <class P> struct dual {
 template <class P> GMK_INLINE dual<P> operator+(const dual<P>& a, const dual<P>& b) { return {a.v + b.v, a.d + b.d}; }
 template <class P> GMK_INLINE dual<P> operator-(const dual<P>& a, const dual<P>& b) { return {a.v - b.v, a.d - b.d}; }
 template <class P> GMK_INLINE dual<P> operator-(const dual<P>& a) { return {-a.v, -a.d}; }
-template <class P> GMK_INLINE dual<P> operator*(const dual<P>& a, const dual<P>& b) { return {a.v * b.v, fma(a.v, b.d, a.d * b.v)}; }
+template <class P> GMK_INLINE dual<P> operator*(const dual<P>& a, const dual<P>& b) {
+  return {a.v * b.v, fma(a.v, b.d, a.d * b.v)};
+}
 template <class P> GMK_INLINE dual<P> operator/(const dual<P>& a, const dual<P>& b) {
   const P q = a.v / b.v;
   return {q, (a.d - q * b.d) / b.v};
@@ -37,8 +39,12 @@ template <class P> GMK_INLINE const P& value(const P& a) { return a; }
 template <class P> GMK_INLINE const P& value(const dual<P>& a) { return a.v; }
 
 // a where the mask is set, b elsewhere (found by argument-dependent lookup for plain packs and duals alike).
-template <class M, class T> GMK_INLINE pack<T> pick(const M& m, const pack<T>& a, const pack<T>& b) { return select<T>(m, a, b); }
-template <class M, class P> GMK_INLINE dual<P> pick(const M& m, const dual<P>& a, const dual<P>& b) { return {pick(m, a.v, b.v), pick(m, a.d, b.d)}; }
+template <class M, class T> GMK_INLINE pack<T> pick(const M& m, const pack<T>& a, const pack<T>& b) {
+  return select<T>(m, a, b);
+}
+template <class M, class P> GMK_INLINE dual<P> pick(const M& m, const dual<P>& a, const dual<P>& b) {
+  return {pick(m, a.v, b.v), pick(m, a.d, b.d)};
+}
 
 template <class P> GMK_INLINE dual<P> abs(const dual<P>& a) { return {abs(a.v), pick(a.v < P(0), -a.d, a.d)}; }
 template <class P> GMK_INLINE dual<P> exp(const dual<P>& a) {

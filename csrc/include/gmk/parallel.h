@@ -11,8 +11,8 @@ namespace gmk {
 
 using TaskRange = void (*)(int64_t begin, int64_t end, void* context);
 
-// Runs body over [0, tasks) in contiguous ranges; serially when tasks <= grain, and in a forked child (whose copy of the
-// pool has no threads left).
+// Runs body over [0, tasks) in contiguous ranges; serially when tasks <= grain, and in a forked child (whose copy of
+// the pool has no threads left).
 void parallel_ranges(int64_t tasks, int64_t grain, TaskRange body, void* context);
 
 const char* pool_name();

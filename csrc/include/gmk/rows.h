@@ -24,7 +24,8 @@ template <class T> struct Input {
 
   // Elements i .. i + n of sample b.
   const T* block(int64_t b, int64_t i, int n) {
-    int64_t o = i / length, k = i % length;
+    int64_t o = 0, k = i;
+    if (i >= length) o = i / length, k = i % length;  // a division costs as much as a short row
     const int64_t start = b * rows.batch + o * rows.outer + k * rows.inner;
     if (rows.inner == 1 && k + n <= length && rows.dtype == dtype_of<T>()) {
       const T* here = static_cast<const T*>(rows.data) + start;
@@ -77,8 +78,10 @@ template <class T> GMK_INLINE pack<T> get(const T* block, int p, int n) {
   return n == kLanes ? load(block + p * kLanes) : load_n(block + p * kLanes, n);
 }
 template <class T> GMK_INLINE void put(T* block, int p, int n, const pack<T>& a) {
-  if (n == kLanes) store(block + p * kLanes, a);
-  else store_n(block + p * kLanes, a, n);
+  if (n == kLanes)
+    store(block + p * kLanes, a);
+  else
+    store_n(block + p * kLanes, a, n);
 }
 
 // 128 running sums, one per position in a block, folded by halves at the end: the order is part of the definition, and

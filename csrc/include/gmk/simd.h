@@ -2,14 +2,16 @@
 //
 // Every kernel is written once over pack<T> and compiled once per instruction set (GMK_ISA names the namespace, so that
 // the copies of an inline function never meet at link time). A pack is a few native vectors; since its lane count is
-// fixed, sums run in the same order on SSE2, AVX2, AVX-512 and NEON and give the same bits. Nothing is contracted by the
-// compiler (-ffp-contract=off): a fused multiply-add is written fma(), and is fused everywhere, in software if need be.
+// fixed, sums run in the same order on SSE2, AVX2, AVX-512 and NEON and give the same bits. Nothing is contracted by
+// the compiler (-ffp-contract=off): a fused multiply-add is written fma(), and is fused everywhere, in software if need
+// be.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -75,11 +77,11 @@ using i32 = pack<int32_t>;
 using u32 = pack<uint32_t>;
 template <class T> using mask_of = pack<typename native<T>::mask>;
 
-#define GMK_BINARY(OP)                                                            \
-  template <class T> GMK_INLINE pack<T> operator OP(pack<T> a, const pack<T>& b) { \
-    for (int i = 0; i < a.count; ++i) a.v[i] = a.v[i] OP b.v[i];                  \
-    return a;                                                                     \
-  }                                                                               \
+#define GMK_BINARY(OP)                                                                                                 \
+  template <class T> GMK_INLINE pack<T> operator OP(pack<T> a, const pack<T>& b) {                                     \
+    for (int i = 0; i < a.count; ++i) a.v[i] = a.v[i] OP b.v[i];                                                       \
+    return a;                                                                                                          \
+  }                                                                                                                    \
   template <class T> GMK_INLINE pack<T> operator OP(pack<T> a, typename pack<T>::scalar b) { return a OP pack<T>(b); } \
   template <class T> GMK_INLINE pack<T> operator OP(typename pack<T>::scalar a, pack<T> b) { return pack<T>(a) OP b; }
 GMK_BINARY(+)
@@ -91,13 +93,15 @@ GMK_BINARY(|)
 GMK_BINARY(^)
 #undef GMK_BINARY
 
-#define GMK_COMPARE(OP)                                                                   \
-  template <class T> GMK_INLINE mask_of<T> operator OP(const pack<T>& a, const pack<T>& b) { \
-    mask_of<T> m;                                                                         \
-    for (int i = 0; i < a.count; ++i) m.v[i] = a.v[i] OP b.v[i];                          \
-    return m;                                                                             \
-  }                                                                                       \
-  template <class T> GMK_INLINE mask_of<T> operator OP(const pack<T>& a, typename pack<T>::scalar b) { return a OP pack<T>(b); }
+#define GMK_COMPARE(OP)                                                                                \
+  template <class T> GMK_INLINE mask_of<T> operator OP(const pack<T>& a, const pack<T>& b) {           \
+    mask_of<T> m;                                                                                      \
+    for (int i = 0; i < a.count; ++i) m.v[i] = a.v[i] OP b.v[i];                                       \
+    return m;                                                                                          \
+  }                                                                                                    \
+  template <class T> GMK_INLINE mask_of<T> operator OP(const pack<T>& a, typename pack<T>::scalar b) { \
+    return a OP pack<T>(b);                                                                            \
+  }
 GMK_COMPARE(<)
 GMK_COMPARE(<=)
 GMK_COMPARE(>)
@@ -126,8 +130,12 @@ template <class T> GMK_INLINE pack<T> select(const mask_of<T>& m, pack<T> a, con
   for (int i = 0; i < a.count; ++i) a.v[i] = m.v[i] ? a.v[i] : b.v[i];
   return a;
 }
-template <class T> GMK_INLINE pack<T> select(const mask_of<T>& m, typename pack<T>::scalar a, const pack<T>& b) { return select(m, pack<T>(a), b); }
-template <class T> GMK_INLINE pack<T> select(const mask_of<T>& m, const pack<T>& a, typename pack<T>::scalar b) { return select(m, a, pack<T>(b)); }
+template <class T> GMK_INLINE pack<T> select(const mask_of<T>& m, typename pack<T>::scalar a, const pack<T>& b) {
+  return select(m, pack<T>(a), b);
+}
+template <class T> GMK_INLINE pack<T> select(const mask_of<T>& m, const pack<T>& a, typename pack<T>::scalar b) {
+  return select(m, a, pack<T>(b));
+}
 
 // Reinterpret the bits (same element size).
 template <class To, class From> GMK_INLINE pack<To> bits(const pack<From>& a) {
@@ -149,11 +157,15 @@ GMK_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b,
 template <class T> GMK_INLINE pack<T> fma(const pack<T>& a, const pack<T>& b, pack<T> c) {
   for (int i = 0; i < c.count; ++i) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) c.v[i] = _mm512_fmadd_ps(a.v[i], b.v[i], c.v[i]);
-    else c.v[i] = _mm512_fmadd_pd(a.v[i], b.v[i], c.v[i]);
+    if constexpr (sizeof(T) == 4)
+      c.v[i] = _mm512_fmadd_ps(a.v[i], b.v[i], c.v[i]);
+    else
+      c.v[i] = _mm512_fmadd_pd(a.v[i], b.v[i], c.v[i]);
 #elif defined(__FMA__)
-    if constexpr (sizeof(T) == 4) c.v[i] = _mm256_fmadd_ps(a.v[i], b.v[i], c.v[i]);
-    else c.v[i] = _mm256_fmadd_pd(a.v[i], b.v[i], c.v[i]);
+    if constexpr (sizeof(T) == 4)
+      c.v[i] = _mm256_fmadd_ps(a.v[i], b.v[i], c.v[i]);
+    else
+      c.v[i] = _mm256_fmadd_pd(a.v[i], b.v[i], c.v[i]);
 #else
     typename pack<T>::vector r = c.v[i];
     for (int l = 0; l < native<T>::width; ++l) r[l] = fma(T(a.v[i][l]), T(b.v[i][l]), T(r[l]));
@@ -203,13 +215,15 @@ template <class T> GMK_INLINE pack<T> copysign(const pack<T>& a, const pack<T>& 
 #else
 #define GMK_NATIVE_CALL(NAME, SUFFIX, A, B) _mm256_##NAME##_##SUFFIX(A, B)
 #endif
-#define GMK_MIN_MAX(NAME)                                                                      \
-  template <class T> GMK_INLINE pack<T> NAME(pack<T> a, const pack<T>& b) {                    \
-    for (int i = 0; i < a.count; ++i) {                                                        \
-      if constexpr (sizeof(T) == 4) a.v[i] = GMK_NATIVE_CALL(NAME, ps, a.v[i], b.v[i]);        \
-      else a.v[i] = GMK_NATIVE_CALL(NAME, pd, a.v[i], b.v[i]);                                 \
-    }                                                                                          \
-    return a;                                                                                  \
+#define GMK_MIN_MAX(NAME)                                                   \
+  template <class T> GMK_INLINE pack<T> NAME(pack<T> a, const pack<T>& b) { \
+    for (int i = 0; i < a.count; ++i) {                                     \
+      if constexpr (sizeof(T) == 4)                                         \
+        a.v[i] = GMK_NATIVE_CALL(NAME, ps, a.v[i], b.v[i]);                 \
+      else                                                                  \
+        a.v[i] = GMK_NATIVE_CALL(NAME, pd, a.v[i], b.v[i]);                 \
+    }                                                                       \
+    return a;                                                               \
   }
 GMK_MIN_MAX(min)
 GMK_MIN_MAX(max)
@@ -253,6 +267,18 @@ template <class T> GMK_INLINE pack<T> iota() {
 
 // The sum of the lanes, halves folded onto each other: (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
 template <class T> GMK_INLINE T fold(const pack<T>& a) {
+#if defined(__AVX2__) || defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {  // in registers: through memory, every step would wait for the last
+#if defined(__AVX512F__)
+    const __m256 eight = _mm512_castps512_ps256(a.v[0]) + _mm512_extractf32x8_ps(a.v[0], 1);
+#else
+    const __m256 eight = a.v[0] + a.v[1];
+#endif
+    const __m128 four = _mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1);
+    const __m128 two = four + _mm_movehl_ps(four, four);
+    return two[0] + two[1];
+  }
+#endif
   T x[kLanes];
   store(x, a);
   for (int half = kLanes / 2; half > 0; half /= 2)

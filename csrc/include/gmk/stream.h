@@ -43,7 +43,8 @@ template <class T> GMK_INLINE void normals(const StreamWords& b, T* ordered) {
   for (int half = 0; half < 2; ++half) {
     uint32_t word[2][kLanes];
     T u[2][kLanes];
-    for (int l = 0; l < kLanes; ++l) word[0][l] = uint32_t(b.pairs[half][l]), word[1][l] = uint32_t(b.pairs[half][l] >> 32);
+    for (int l = 0; l < kLanes; ++l)
+      word[0][l] = uint32_t(b.pairs[half][l]), word[1][l] = uint32_t(b.pairs[half][l] >> 32);
     for (int member = 0; member < 2; ++member) uniforms(word[member], u[member], kLanes);
     pack<T> z0, z1;
     normal_pair(load(u[0]), load(u[1]), z0, z1);

@@ -17,7 +17,7 @@ _core = cpu()
 
 def _operands(*tensors: Tensor):  # type: ignore[no-untyped-def]
     sizes, strides, tensors = rows(*tensors)  # type: ignore[assignment]
-    return sizes, [(t.data_ptr(), DTYPES[t.dtype], s) for t, s in zip(tensors, strides)], tensors
+    return sizes, [(t.data_ptr(), DTYPES[t.dtype], s) for t, s in zip(tensors, strides, strict=True)], tensors
 
 
 def _address(t: Tensor | None) -> int:

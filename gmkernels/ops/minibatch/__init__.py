@@ -9,7 +9,6 @@ from gmkernels.core import checks
 from . import (
     autograd,  # noqa: F401  (registers the derivatives)
     library,
-    reference,
 )
 
 __all__ = ["minibatch_discrimination"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gmkernels.core import checks
 
-from . import library, reference
+from . import library
 
 __all__ = ["key", "bits", "uniform", "normal", "bernoulli"]
 

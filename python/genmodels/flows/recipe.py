@@ -27,43 +27,52 @@ class RealNVPRecipe(Recipe):
 
     summary: ClassVar[str] = "normalising flow of affine couplings (Dinh et al. 2017), images and 2-D densities"
 
-    fit: Fit = field(default_factory=lambda: Fit(max_seconds=150.0, lr=3e-3, ema=0.995))
+    fit: Fit = field(default_factory=lambda: Fit(max_seconds=150.0, lr=1e-2, ema=0.995))
+    batch_size: int | None = None
+    """Left at None, 32 images or 512 points of a density."""
     couplings: int | None = None
-    """Couplings of a vector; of an image, couplings of each kind and scale."""
-    hidden: int | None = None
-    """Hidden units of a vector's conditioners."""
-    depth: int = 2
-    """Hidden layers of a vector's conditioners."""
-    dropout: float | None = None
-    """Dropout of a vector's conditioners."""
+    """Couplings of a vector (8); of an image, couplings of each kind and scale (3)."""
     widths: tuple[int, ...] | None = None
-    """Channels of an image's conditioners, one number a scale."""
+    """Channels of an image's conditioners, one number a scale (16 32 48)."""
     blocks: int = 1
     """Residual blocks of an image's conditioners."""
-    flat: bool | None = None
+    tail: int | None = None
+    """Couplings of all remaining latents after the last scale of an image (6)."""
+    hidden: int | None = None
+    """Hidden units of the conditioners of vectors (64) and of an image's tail (256)."""
+    depth: int = 2
+    """Hidden layers of the same."""
+    dropout: float = 0.0
+    """Dropout of the same."""
+    flat: bool = False
     """Treat an image as a vector of pixels."""
-    alpha: float = 0.05
-    """Of the logit transform of image data."""
+    alpha: float | None = None
+    """Of the logit transform of images: a 40th of a grey level if not given. With the paper's 0.05 the background, a
+    few hundredths wide between inks that are six apart, has to be stretched before anything can be learnt."""
+    scale_map: str = "soft_clip"
+    """How a conditioner's output becomes a log-scale: see gmkernels.affine_coupling."""
+    clamp: float = 5.0
+    """Largest log-scale of a coupling."""
     shift: int = 0
     """Move training images by up to this many pixels each way."""
-    clamp: float = 2.0
-    """Largest log-scale of a coupling."""
 
     def build(self, dataset: Dataset) -> RealNVP:
-        shape, flat = dataset.shape, bool(self.flat)
-        image = isinstance(dataset, ImageDataset)
-        pixels = image and flat
+        shape = dataset.shape
+        levels = dataset.levels if isinstance(dataset, ImageDataset) else None
+        image = levels is not None and not self.flat
         model = RealNVP(
             shape,
-            levels=dataset.levels if isinstance(dataset, ImageDataset) else None,
-            alpha=self.alpha,
-            couplings=self.couplings or (6 if pixels else 3 if image else 8),
-            hidden=self.hidden or (512 if pixels else 64),
-            depth=self.depth,
-            dropout=self.dropout if self.dropout is not None else 0.2 if pixels else 0.0,
-            widths=self.widths or (16, 48, 64)[: _scales(shape)],
+            levels=levels,
+            alpha=self.alpha if self.alpha is not None else 0.025 / (levels or 1),
+            couplings=self.couplings or (3 if image else 8),
+            widths=self.widths or (16, 32, 48)[: _scales(shape)],
             blocks=self.blocks,
-            flat=flat,
+            tail=self.tail if self.tail is not None else 6,
+            hidden=self.hidden or (64 if levels is None else 256),
+            depth=self.depth,
+            dropout=self.dropout,
+            flat=self.flat,
+            scale_map=self.scale_map,
             clamp=self.clamp,
         )
         if isinstance(dataset, ImageDataset):
@@ -71,6 +80,9 @@ class RealNVPRecipe(Recipe):
         else:
             model.initialise(cast(Density, dataset).held_out())
         return model
+
+    def batch(self, dataset: Dataset) -> int:
+        return self.batch_size or (32 if isinstance(dataset, ImageDataset) else 512)
 
     def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
         if isinstance(dataset, ImageDataset):

@@ -92,9 +92,15 @@ def test_bits_of_the_cpp_core(scale_map: str, clamp: float, inverse: bool) -> No
     for inputs in cases:
         constants = (None, scale_map, clamp, inverse)
         grads = [draw(*inputs[0].shape, seed=4), draw(len(inputs[0]), seed=5)]
-        ours = [*triton.affine_coupling(*inputs, *constants), *triton.affine_coupling_backward(*grads, *inputs, *constants)]
+        ours = [
+            *triton.affine_coupling(*inputs, *constants),
+            *triton.affine_coupling_backward(*grads, *inputs, *constants),
+        ]
         host = [[t.cpu() for t in group] for group in (inputs, grads)]
-        theirs = [*core.affine_coupling(*host[0], *constants), *core.affine_coupling_backward(*host[1], *host[0], *constants)]
+        theirs = [
+            *core.affine_coupling(*host[0], *constants),
+            *core.affine_coupling_backward(*host[1], *host[0], *constants),
+        ]
         for name, a, b in zip(("y", "logdet", "grad_x", "grad_s"), ours, theirs, strict=True):
             # One NaN is as good as another; everything else has to agree in every bit.
             same = (a.cpu().view(torch.int32) == b.view(torch.int32)) | a.cpu().isnan() & b.isnan()

@@ -49,7 +49,10 @@ def test_grids_of_more_than_65535_programs_use_the_first_axis(started: list[tupl
     coupling.affine_coupling(x, x, x, None, "exp", 1.0, False)
     _, programs, _, constants, options = started[0]
     assert programs == 70000 and constants["ROWS"] == 4
-    assert set(options) == {"num_warps", "num_stages", "enable_fp_fusion", "maxnreg"} and options["enable_fp_fusion"] is False
+    assert (
+        set(options) == {"num_warps", "num_stages", "enable_fp_fusion", "maxnreg"}
+        and options["enable_fp_fusion"] is False
+    )
 
 
 def test_the_number_of_programs_that_sum_parameters_is_bounded(started: list[tuple[Any, ...]]) -> None:
@@ -67,7 +70,17 @@ def test_a_constant_is_rounded_once() -> None:
 
 
 def test_powers_of_two() -> None:
-    assert [triton_launch.power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 1023, 1024, 1025)] == [1, 1, 2, 4, 4, 8, 1024, 1024, 2048]
+    assert [triton_launch.power_of_two(n) for n in (0, 1, 2, 3, 4, 5, 1023, 1024, 1025)] == [
+        1,
+        1,
+        2,
+        4,
+        4,
+        8,
+        1024,
+        1024,
+        2048,
+    ]
 
 
 def test_results_follow_the_seeded_input() -> None:

@@ -63,7 +63,9 @@ def test_an_infinite_sample_is_far_from_all(infinite: float) -> None:
     m[2, 1, 0] = infinite
     far = m.nan_to_num(posinf=1e30, neginf=-1e30)
     assert torch.equal(triton.minibatch_discrimination(m), triton.minibatch_discrimination(far))
-    assert torch.equal(triton.minibatch_discrimination_backward(grad, m), triton.minibatch_discrimination_backward(grad, far))
+    assert torch.equal(
+        triton.minibatch_discrimination_backward(grad, m), triton.minibatch_discrimination_backward(grad, far)
+    )
 
 
 @pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0), (0, 2, 1)])

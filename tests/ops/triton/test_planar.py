@@ -20,7 +20,9 @@ def arguments(batch: int, dim: int, flows: int) -> list[torch.Tensor]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("batch,dim,flows", [(5, 1, 3), (33, 2, 2), (9, 37, 1), (3, 129, 2), (2, 1000, 1), (1, 4096, 1)])
+@pytest.mark.parametrize(
+    "batch,dim,flows", [(5, 1, 3), (33, 2, 2), (9, 37, 1), (3, 129, 2), (2, 1000, 1), (1, 4096, 1)]
+)
 def test_sizes(batch: int, dim: int, flows: int) -> None:
     check(LAUNCHERS, reference.planar_flow, arguments(batch, dim, flows), 4)
 
@@ -70,7 +72,12 @@ def test_strides_are_read_where_they_are() -> None:
     grads, tops = [draw(5, 4, seed=5), draw(5, seed=6)], arguments(5, 4, 2)
     dense = launched(LAUNCHERS, [z, u, w, b], grads, tops)
     turned = [t.T.contiguous().T for t in (z, u, w)]
-    strided = launched(LAUNCHERS, [*turned, b], [grads[0].T.contiguous().T, grads[1]], [t.T.contiguous().T if t.dim() == 2 else t for t in tops])
+    strided = launched(
+        LAUNCHERS,
+        [*turned, b],
+        [grads[0].T.contiguous().T, grads[1]],
+        [t.T.contiguous().T if t.dim() == 2 else t for t in tops],
+    )
     assert all(torch.equal(dense[name], strided[name]) for name in dense)
 
 
