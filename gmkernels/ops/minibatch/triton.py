@@ -150,7 +150,7 @@ _FEW = 16
 _HELD = (64, 56, 32)
 # (samples i, samples j, warps, registers) of a tile for few coordinates and for more, by the size of the batch.
 _SMALL_BATCH = 512
-_FORWARD = {"small": ((32, 16, 1, 168), (32, 8, 1, 168)), "large": ((128, 8, 2, 168), (64, 8, 2, 168))}
+_FORWARD = {"small": ((32, 8, 1, 168),) * 2, "large": ((128, 8, 2, 168), (64, 8, 2, 168))}
 _GRADIENT = {"small": ((32, 4, 1, 255),) * 2, "large": ((64, 4, 2, 255),) * 2}
 _TILES = {80: (_FORWARD, _GRADIENT, _GRADIENT), 90: (_FORWARD, _GRADIENT, _GRADIENT)}
 
