@@ -133,7 +133,6 @@ def test_damaged_runs_are_explained(run: Path, tmp_path: Path, capsys: pytest.Ca
             "scale_map must be one of",
         ),
         (["train", "realnvp", "--data", "digits", "--batch-size", "5000"], "batch_size must be between 1 and 1438"),
-        (["train", "realnvp", "--data", "digits", "--max-seconds", "None"], "give max_seconds or max_steps"),
         (["evaluate", "nowhere", "--split", "train"], "--split must be test or valid, got 'train'"),
     ],
 )
@@ -146,6 +145,19 @@ def test_bad_commands_are_one_clear_line(
     assert message in captured
     assert captured.startswith("genmodels: ")
     assert captured.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(["--max-seconds", "None"], "give max_seconds or max_steps"), (["--colour", "red"], "--colour")],
+)
+def test_options_that_make_no_sense_are_usage_errors(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["train", "realnvp", *args])
+    assert leaving.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_package_of_the_command_line_is_named(
