@@ -13,7 +13,7 @@ import torch
 
 from gmkernels.core import native
 from gmkernels.testing import LAYOUTS, OperatorRow, evaluate, relayout
-from gmkernels.testing.digest import digests
+from gmkernels.testing.digests import digests
 from gmkernels.testing.evaluate import different, threads
 
 from . import support
@@ -113,7 +113,7 @@ def test_instruction_sets() -> None:
     here = digests("cpu")
     for isa in usable:
         environment = {**os.environ, "GMKERNELS_ISA": isa}
-        command = [sys.executable, "-m", "gmkernels.testing.digest", "--backend", "cpu", "--threads", "2"]
+        command = [sys.executable, "-m", "gmkernels.testing.digests", "--backend", "cpu", "--threads", "2"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)

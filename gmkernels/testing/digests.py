@@ -1,4 +1,4 @@
-"""``python -m gmkernels.testing.digest``: a hash of everything each row of the table computes, as JSON.
+"""``python -m gmkernels.testing.digests``: a hash of everything each row of the table computes, as JSON.
 
 Run under different ``GMKERNELS_ISA``, machines or versions, it shows which results changed a bit.
 """
