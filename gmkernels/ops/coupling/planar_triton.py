@@ -321,5 +321,6 @@ def _gradient(v, g, l, z, u, w, b, grad_z, grad_g, grad_l, grad_u, grad_w, grad_
     launch(
         _planar_parameters_kernel, flows,
         sums, u, w, v_u, v_w, grad_u, grad_w, grad_b, dim, flows, programs,
-        DOUBLE=v is not None, DIMS=tile["DIMS"], STEP=max(1, 1024 // tile["DIMS"]), registers=255, warps=4 if tile["DIMS"] <= 1024 else 16,
+        DOUBLE=v is not None, DIMS=tile["DIMS"], STEP=max(1, 1024 // tile["DIMS"]),
+        warps=4 if tile["DIMS"] <= 1024 else 16, registers=255,
     )  # fmt: skip
