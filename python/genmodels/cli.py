@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if command == "evaluate":
                 return _evaluate(_parse(Evaluate, _named(rest), "genmodels evaluate"))
         raise GenmodelsError(f"unknown command {command!r}; expected list, train, sample or evaluate")
-    except (GenmodelsError, gmk.BackendError, ValueError) as error:
+    except (GenmodelsError, gmk.BackendError, ValueError, OSError) as error:
         print(f"genmodels: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

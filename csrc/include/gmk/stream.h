@@ -23,10 +23,8 @@ struct StreamWords {
 
 GMK_INLINE StreamWords draw(const Key& key, int64_t block) {
   using u64 = pack<uint64_t>;
-  uint64_t lane[kLanes];
-  for (int l = 0; l < kLanes; ++l) lane[l] = uint64_t(block) * kLanes + uint64_t(l);
   u64 w[4];
-  philox_words(load(lane), key.offset, key.seed, w);
+  philox_words(uint64_t(block) * kLanes + iota<uint64_t>(), key.offset, key.seed, w);
   StreamWords b;
   for (int half = 0; half < 2; ++half)
     store(b.pairs[half], (w[2 * half] & uint64_t(0xFFFFFFFF)) | (w[2 * half + 1] << 32));
