@@ -6,7 +6,7 @@ unit variance ``E(v, h) = |v - vb|^2 / 2 - hb . h - v W h`` (section 13.2). A ch
 the energy ``beta E``.
 
 Random numbers. The draw of a unit uses word ``unit mod 4`` of the Philox counter ``(unit div 4, chain, half-step, low
-word of the offset)``, 32 bits each, under the key ``(low word of the seed, high word of the seed xor high word of the
+word of the offset)``, 32 bits each, under the key ``(low word of the seed, high word of the seed + high word of the
 offset)``; half-step ``2 t`` draws the hidden units of step ``t``, half-step ``2 t + 1`` its visible ones. A binary unit
 of probability ``p`` is on if ``word < floor(2^32 p)``. Gaussian units ``2 q`` and ``2 q + 1`` take the two normals of
 their words.
@@ -39,7 +39,7 @@ def _philox(key: Tensor, group: Tensor, chains: Tensor, half_step: int) -> Tenso
     (seed, seed_high), (offset, offset_high) = philox.split(key[0]), philox.split(key[1])
     groups, chain = torch.broadcast_tensors(group[None, :], chains[:, None])
     counter = (groups, chain, torch.full_like(groups, half_step), offset.expand_as(groups))
-    return torch.stack(philox.philox4x32(counter, (seed, seed_high ^ offset_high)), dim=2)
+    return torch.stack(philox.philox4x32(counter, (seed, seed_high + offset_high & _MASK)), dim=2)
 
 
 def unit_words(key: Tensor, chains: Tensor, units: Tensor, half_step: int) -> Tensor:
