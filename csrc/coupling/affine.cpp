@@ -18,16 +18,7 @@ template <class T> GMK_INLINE mask_of<T> kept_lanes(const uint8_t* mask, int n) 
   return m != 0;
 }
 
-// Tasks of about 16k elements, at least one sample each; cut by size alone.
-int64_t rows_per_task(int64_t features) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, features)); }
-
-template <class F> void each_row(const Args& a, const F& make_worker) {
-  const int64_t features = a.sizes.outer * a.sizes.inner, rows = rows_per_task(features);
-  parallel_for((a.sizes.batch + rows - 1) / rows, [&](int64_t task) {
-    auto&& row = make_worker();
-    for (int64_t b = task * rows; b < std::min(a.sizes.batch, (task + 1) * rows); ++b) row(b, features);
-  });
-}
+constexpr int64_t kTask = 4096;  // elements
 
 template <class T, int Map> struct Affine {
   using P = pack<T>;
@@ -36,7 +27,7 @@ template <class T, int Map> struct Affine {
   static void forward(const Args& a) {
     const T c = scale_constant<T>(a.scale_map, a.clamp);
     const bool inverse = a.inverse;
-    each_row(a, [&] {
+    each_row(a.sizes, kTask, [&] {
       return [&, x = Input<T>(a.x, a.sizes), s = Input<T>(a.log_scale, a.sizes), t = Input<T>(a.shift, a.sizes),
               y = Output<T>(a.out_y, a.x.dtype)](int64_t b, int64_t features) mutable {
         RowSum<T> logdet;
@@ -64,7 +55,7 @@ template <class T, int Map> struct Affine {
   static void backward(const Args& a) {
     const T c = scale_constant<T>(a.scale_map, a.clamp);
     const bool inverse = a.inverse;
-    each_row(a, [&] {
+    each_row(a.sizes, kTask, [&] {
       return [&, g = Input<T>(a.grad_y, a.sizes), x = Input<T>(a.x, a.sizes), s = Input<T>(a.log_scale, a.sizes),
               t = Input<T>(inverse ? a.shift : a.x, a.sizes), dx = Output<T>(a.out_x, a.x.dtype),
               ds = Output<T>(a.out_s, a.log_scale.dtype)](int64_t b, int64_t features) mutable {
@@ -96,7 +87,7 @@ template <class T, int Map> struct Affine {
   static void double_backward(const Args& a) {
     const T c = scale_constant<T>(a.scale_map, a.clamp);
     const bool inverse = a.inverse;
-    each_row(a, [&] {
+    each_row(a.sizes, kTask, [&] {
       return [&, vx = Input<T>(a.v_x, a.sizes), vs = Input<T>(a.v_s, a.sizes), g = Input<T>(a.grad_y, a.sizes),
               x = Input<T>(a.x, a.sizes), s = Input<T>(a.log_scale, a.sizes), t = Input<T>(a.shift, a.sizes),
               ox = Output<T>(a.out_x, a.x.dtype), os = Output<T>(a.out_s, a.log_scale.dtype),

@@ -8,7 +8,7 @@ namespace GMK_ISA {
 namespace {
 
 using Args = gmk_reparameterize_args;
-constexpr int64_t kTask = 8192;  // elements
+constexpr int64_t kTask = 4096;  // elements
 
 template <class T> struct Reparameterize {
   using P = pack<T>;

@@ -13,13 +13,6 @@ namespace {
 constexpr int64_t kBlock = kStreamBlock;
 constexpr int64_t kBlocksPerTask = 128;
 
-// The block's 64 words in the order of the stream.
-GMK_INLINE void in_order(const StreamWords& b, uint32_t* word) {
-  uint64_t both[2 * kLanes];
-  for (int l = 0; l < kLanes; ++l) both[2 * l] = b.pairs[0][l], both[2 * l + 1] = b.pairs[1][l];
-  for (int k = 0; k < 2 * kLanes; ++k) word[2 * k] = uint32_t(both[k]), word[2 * k + 1] = uint32_t(both[k] >> 32);
-}
-
 // Calls emit(first, n, block, skip) for each block of the stream that the elements meet: n elements from skip on in
 // the block go to out[first ...].
 template <class F> int blocks(const gmk_random_args& a, const F& emit) {
@@ -39,10 +32,9 @@ template <class F> int blocks(const gmk_random_args& a, const F& emit) {
 template <class T> int uniform_as(const gmk_random_args& a) {
   return blocks(a, [&](int64_t first, int64_t n, const StreamWords& b, int64_t skip) {
     uint32_t word[kBlock];
-    in_order(b, word);
-    T u[kBlock];
-    uniforms(word, u, kBlock);
-    std::copy_n(u + skip, n, static_cast<T*>(a.out) + first);
+    interleave(b.word, word);
+    T* out = static_cast<T*>(a.out) + first;
+    for (int64_t k = 0; k < n; ++k) out[k] = uniform<T>(word[skip + k]);
   });
 }
 
@@ -58,7 +50,7 @@ template <class T> int normal_as(const gmk_random_args& a) {
 template <class T> int bernoulli_as(const gmk_random_args& a) {
   return blocks(a, [&](int64_t first, int64_t n, const StreamWords& b, int64_t skip) {
     uint32_t word[kBlock];
-    in_order(b, word);
+    interleave(b.word, word);
     T p[kBlock] = {}, drawn[kBlock];
     read(p + skip, a.p, a.dtype, first, 1, n);
     for (int64_t k = 0; k < kBlock; ++k) {
@@ -74,7 +66,7 @@ template <class T> int bernoulli_as(const gmk_random_args& a) {
 int random_bits(const gmk_random_args& a) {
   return blocks(a, [&](int64_t first, int64_t n, const StreamWords& b, int64_t skip) {
     uint32_t word[kBlock];
-    in_order(b, word);
+    interleave(b.word, word);
     std::copy_n(word + skip, n, static_cast<int64_t*>(a.out) + first);
   });
 }

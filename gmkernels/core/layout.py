@@ -1,4 +1,4 @@
-"""Strided tensors as (batch, outer, inner), without copies.
+"""Strided tensors as the native core takes them: addresses and (batch, outer, inner), without copies.
 
 The row-wise kernels walk the elements of one sample in logical (row-major) order. A sample of any shape is described
 by two dimensions whenever the strides allow it: the half of a channel split, ``params[:, 0::2]`` of an image or an
@@ -8,10 +8,37 @@ expanded tensor all do. What does not is copied.
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from .native import DTYPES
+
 Strides = tuple[int, int, int]
+
+
+def contiguous_like(t: Tensor) -> Tensor:
+    """An uninitialised contiguous tensor of the shape and dtype of ``t``; twice as quick as ``new_empty``."""
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+def operands(*tensors: Tensor | None) -> tuple[tuple[int, int, int], list[Any], Any]:
+    """Sizes, (address, dtype, strides) of each tensor or None, and what must live until the kernel is done.
+
+    The first is not None, and all have its shape.
+    """
+    shape = tensors[0].shape  # type: ignore[union-attr]
+    if len(shape) == 2:  # most calls: spare them the search for dimensions to merge
+        found = [None if t is None else (t.data_ptr(), DTYPES[t.dtype], _matrix(*t.stride())) for t in tensors]
+        return (shape[0], 1, shape[1]), found, tensors
+    sizes, strides, alive = rows(*[t for t in tensors if t is not None])
+    known = ((t.data_ptr(), DTYPES[t.dtype], s) for t, s in zip(alive, strides, strict=True))
+    return sizes, [None if t is None else next(known) for t in tensors], alive
+
+
+def _matrix(batch: int, feature: int) -> Strides:
+    return batch, 0, feature
 
 
 def rows(*tensors: Tensor) -> tuple[tuple[int, int, int], list[Strides], list[Tensor]]:

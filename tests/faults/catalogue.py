@@ -40,17 +40,17 @@ _GLUE = [
     Fault("clamp-of-zero-allowed", "gmkernels/ops/coupling/__init__.py",
           "if not (clamp > 0 or zero_allowed and clamp == 0):", "if not clamp >= 0:", _COUPLING),
     Fault("logdet-in-half-precision", "gmkernels/ops/coupling/native.py",
-          "y, logdet = x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=wide(x, log_scale))",
-          "y, logdet = x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=wide(x, x))", _COUPLING),
+          "y, logdet = contiguous_like(x), x.new_empty(x.shape[0], dtype=wide(x, log_scale))",
+          "y, logdet = contiguous_like(x), x.new_empty(x.shape[0], dtype=wide(x, x))", _COUPLING),
     Fault("threads-cut-the-batch", "gmkernels/ops/coupling/native.py",
-          "ins = [t.contiguous() for t in (z, u, w, b, grad_z, grad_logdet)]\n    outs = [t.new_empty(t.shape) for t in ins[:4]]",
+          "ins = [t.contiguous() for t in (z, u, w, b, grad_z, grad_logdet)]\n    outs = [contiguous_like(t) for t in ins[:4]]",
           "if torch.get_num_threads() > 1 and len(z) > 64:\n"
           "        n = len(z) // torch.get_num_threads()\n"
           "        a = planar_flow_backward(grad_z[:n], grad_logdet[:n], z[:n], u, w, b)\n"
           "        c = planar_flow_backward(grad_z[n:], grad_logdet[n:], z[n:], u, w, b)\n"
           "        return torch.cat((a[0], c[0])), a[1] + c[1], a[2] + c[2], a[3] + c[3]\n"
           "    ins = [t.contiguous() for t in (z, u, w, b, grad_z, grad_logdet)]\n"
-          "    outs = [t.new_empty(t.shape) for t in ins[:4]]", _PLANAR),
+          "    outs = [contiguous_like(t) for t in ins[:4]]", _PLANAR),
     Fault("strides-merge-too-much", "gmkernels/core/layout.py",
           "if merged and all(s[merged[-1][-1]] == s[d] * shape[d] for s in strides):",
           "if merged and strides[0][merged[-1][-1]] == strides[0][d] * shape[d]:", _COUPLING),
@@ -85,10 +85,10 @@ _STREAM = [
     Fault("reference-bernoulli-rounds-up", "gmkernels/ops/random/reference.py",
           ".nan_to_num(0.0).floor().to(torch.int64)", ".nan_to_num(0.0).ceil().to(torch.int64)", _RANDOM),
     Fault("counter-off-by-one", "csrc/include/gmk/stream.h",
-          "uint64_t(block) * kLanes + iota<uint64_t>()", "uint64_t(block) * kLanes + 1 + iota<uint64_t>()", _RANDOM),
+          "uint64_t(block) * kLanes + load(counter)", "uint64_t(block) * kLanes + 1 + load(counter)", _RANDOM),
     Fault("counter-of-32-bits", "csrc/include/gmk/stream.h",
-          "uint64_t(block) * kLanes + iota<uint64_t>()",
-          "uint64_t(uint32_t(uint64_t(block) * kLanes)) + iota<uint64_t>()", _RANDOM),
+          "uint64_t(block) * kLanes + load(counter)",
+          "uint64_t(uint32_t(uint64_t(block) * kLanes)) + load(counter)", _RANDOM),
     Fault("bernoulli-misses-the-last-word", "csrc/random/cpu.cpp",
           "double(word[k]) + 1.0 <= limit", "double(word[k]) + 1.0 < limit", _RANDOM),
     Fault("uniform-closed-at-zero", "csrc/include/gmk/stream.h", "+ T(0.5)) * T(kUniformStep)", "+ T(0)) * T(kUniformStep)", _RANDOM),

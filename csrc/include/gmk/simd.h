@@ -265,6 +265,59 @@ template <class T> GMK_INLINE pack<T> iota() {
   return load(x);
 }
 
+// The low halves of sixteen 64-bit lanes: of lanes 2j and 2j + 1, then 8 + 2j and 9 + 2j, for j = 0 .. 3. That order
+// costs one instruction for two vectors.
+GMK_INLINE u32 low_words(const pack<uint64_t>& a) {
+  u32 r;
+  for (int i = 0; i < r.count; ++i) {
+#if defined(__AVX512F__)
+    r.v[i] = (u32::vector)_mm512_shuffle_ps((__m512)a.v[i], (__m512)a.v[i + 1], 0x88);
+#elif defined(__AVX2__)
+    r.v[i] = (u32::vector)_mm256_shuffle_ps((__m256)a.v[i], (__m256)a.v[i + r.count], 0x88);
+#else
+    for (int l = 0; l < 4; ++l) r.v[i][l] = uint32_t(a.v[i + (l / 2) * r.count][l % 2]);
+#endif
+  }
+  return r;
+}
+
+// out[4 c + k] = a[k][p], where c = 4 (p mod 4) + p div 4: sixteen groups of four, out of lanes in the order that lets
+// them change places inside 128 bits.
+template <class T> GMK_INLINE void interleave(const pack<T> (&a)[4], T* out) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    pack<T> r[4];
+    for (int i = 0; i < r[0].count; ++i) {
+      using V = typename pack<T>::vector;
+#if defined(__AVX512F__)
+#define GMK_UNPACK(HALF, KIND, A, B) _mm512_unpack##HALF##_##KIND(A, B)
+      using S = __m512;
+      using D = __m512d;
+#else
+#define GMK_UNPACK(HALF, KIND, A, B) _mm256_unpack##HALF##_##KIND(A, B)
+      using S = __m256;
+      using D = __m256d;
+#endif
+      const D ab_low = (D)GMK_UNPACK(lo, ps, (S)a[0].v[i], (S)a[1].v[i]);
+      const D ab_high = (D)GMK_UNPACK(hi, ps, (S)a[0].v[i], (S)a[1].v[i]);
+      const D cd_low = (D)GMK_UNPACK(lo, ps, (S)a[2].v[i], (S)a[3].v[i]);
+      const D cd_high = (D)GMK_UNPACK(hi, ps, (S)a[2].v[i], (S)a[3].v[i]);
+      r[0].v[i] = (V)GMK_UNPACK(lo, pd, ab_low, cd_low);
+      r[1].v[i] = (V)GMK_UNPACK(hi, pd, ab_low, cd_low);
+      r[2].v[i] = (V)GMK_UNPACK(lo, pd, ab_high, cd_high);
+      r[3].v[i] = (V)GMK_UNPACK(hi, pd, ab_high, cd_high);
+#undef GMK_UNPACK
+    }
+    for (int k = 0; k < 4; ++k) store(out + k * kLanes, r[k]);
+    return;
+  }
+#endif
+  T x[4][kLanes];
+  for (int k = 0; k < 4; ++k) store(x[k], a[k]);
+  for (int p = 0; p < kLanes; ++p)
+    for (int k = 0; k < 4; ++k) out[4 * (4 * (p % 4) + p / 4) + k] = x[k][p];
+}
+
 // The sum of the lanes, halves folded onto each other: (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
 template <class T> GMK_INLINE T fold(const pack<T>& a) {
 #if defined(__AVX2__) || defined(__AVX512F__)

@@ -16,41 +16,40 @@ struct Key {
   uint64_t seed, offset;
 };
 
-// Words 0 and 1 of each counter in the halves of pairs[0], words 2 and 3 in those of pairs[1]; lane = counter.
+// The four words of the block's counters. Lane p belongs to counter 4 (p mod 4) + p div 4, which is the order that
+// interleave() wants them in.
 struct StreamWords {
-  uint64_t pairs[2][kLanes];
+  u32 word[4];
 };
 
 GMK_INLINE StreamWords draw(const Key& key, int64_t block) {
-  using u64 = pack<uint64_t>;
-  u64 w[4];
-  philox_words(uint64_t(block) * kLanes + iota<uint64_t>(), key.offset, key.seed, w);
+  // As low_words() takes lanes together.
+  constexpr uint64_t counter[kLanes] = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
+  pack<uint64_t> w[4];
+  philox_words(uint64_t(block) * kLanes + load(counter), key.offset, key.seed, w);
   StreamWords b;
-  for (int half = 0; half < 2; ++half)
-    store(b.pairs[half], (w[2 * half] & uint64_t(0xFFFFFFFF)) | (w[2 * half + 1] << 32));
+  for (int k = 0; k < 4; ++k) b.word[k] = low_words(w[k]);
   return b;
 }
 
-template <class T> GMK_INLINE void uniforms(const uint32_t* word, T* u, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) u[k] = (T(int32_t(word[k] >> 9)) + T(0.5)) * T(kUniformStep);
+template <class T> GMK_INLINE T uniform(uint32_t word) { return (T(int32_t(word >> 9)) + T(0.5)) * T(kUniformStep); }
+template <class T> GMK_INLINE pack<T> uniform(const u32& word) {
+  if constexpr (sizeof(T) == 4) {
+    return (convert<float>(bits<int32_t>(word >> 9)) + 0.5f) * kUniformStep;
+  } else {
+    uint32_t w[kLanes];
+    T u[kLanes];
+    store(w, word);
+    for (int l = 0; l < kLanes; ++l) u[l] = uniform<T>(w[l]);
+    return load(u);
+  }
 }
 
 // The block's 64 normals in the order of the stream.
 template <class T> GMK_INLINE void normals(const StreamWords& b, T* ordered) {
-  T z[2][2][kLanes];  // half, member of the pair, counter
-  for (int half = 0; half < 2; ++half) {
-    uint32_t word[2][kLanes];
-    T u[2][kLanes];
-    for (int l = 0; l < kLanes; ++l)
-      word[0][l] = uint32_t(b.pairs[half][l]), word[1][l] = uint32_t(b.pairs[half][l] >> 32);
-    for (int member = 0; member < 2; ++member) uniforms(word[member], u[member], kLanes);
-    pack<T> z0, z1;
-    normal_pair(load(u[0]), load(u[1]), z0, z1);
-    store(z[half][0], z0);
-    store(z[half][1], z1);
-  }
-  for (int l = 0; l < kLanes; ++l)
-    for (int k = 0; k < 4; ++k) ordered[4 * l + k] = z[k / 2][k % 2][l];
+  pack<T> z[4];
+  for (int k = 0; k < 4; k += 2) normal_pair(uniform<T>(b.word[k]), uniform<T>(b.word[k + 1]), z[k], z[k + 1]);
+  interleave(z, ordered);
 }
 
 // The stream's normals, read forwards in pieces of at most two blocks; what neighbouring pieces share is drawn once.

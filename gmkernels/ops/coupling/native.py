@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gmkernels.core.layout import rows
+from gmkernels.core.layout import contiguous_like, operands
 from gmkernels.core.native import DTYPES, cpu
 
 from .library import wide
@@ -15,11 +15,6 @@ _MAPS = {name: number for number, name in enumerate(SCALE_MAPS)}
 _core = cpu()
 
 
-def _operands(*tensors: Tensor):  # type: ignore[no-untyped-def]
-    sizes, strides, tensors = rows(*tensors)  # type: ignore[assignment]
-    return sizes, [(t.data_ptr(), DTYPES[t.dtype], s) for t, s in zip(tensors, strides, strict=True)], tensors
-
-
 def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
@@ -27,8 +22,8 @@ def _address(t: Tensor | None) -> int:
 def affine_coupling(
     x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None, scale_map: str, clamp: float, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    y, logdet = x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=wide(x, log_scale))
-    sizes, (x_, s_, t_), _alive = _operands(x, log_scale, shift)
+    y, logdet = contiguous_like(x), x.new_empty(x.shape[0], dtype=wide(x, log_scale))
+    sizes, (x_, s_, t_), _alive = operands(x, log_scale, shift)
     _core.affine_coupling(
         sizes, x_, s_, t_, None, None, None, 0, _address(mask),
         0, 0, y.data_ptr(), logdet.data_ptr(), _MAPS[scale_map], clamp, inverse,
@@ -47,9 +42,9 @@ def affine_coupling_backward(
     clamp: float,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    grad_x, grad_s = x.new_empty(x.shape), log_scale.new_empty(x.shape)
+    grad_x, grad_s = contiguous_like(x), contiguous_like(log_scale)
     grad_logdet = grad_logdet.contiguous()
-    sizes, (g_, x_, s_, t_), _alive = _operands(grad_y, x, log_scale, shift)
+    sizes, (g_, x_, s_, t_), _alive = operands(grad_y, x, log_scale, shift)
     _core.affine_coupling_backward(
         sizes, x_, s_, t_, g_, None, None, grad_logdet.data_ptr(), _address(mask),
         grad_x.data_ptr(), grad_s.data_ptr(), 0, 0, _MAPS[scale_map], clamp, inverse,
@@ -70,10 +65,10 @@ def affine_coupling_double_backward(
     clamp: float,
     inverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_grad_y, grad_x, grad_s = x.new_empty(x.shape), x.new_empty(x.shape), log_scale.new_empty(x.shape)
+    grad_grad_y, grad_x, grad_s = contiguous_like(x), contiguous_like(x), contiguous_like(log_scale)
     grad_logdet = grad_logdet.contiguous()
     grad_grad_logdet = torch.empty_like(grad_logdet)
-    sizes, (vx_, vs_, g_, x_, s_, t_), _alive = _operands(grad_grad_x, grad_grad_s, grad_y, x, log_scale, shift)
+    sizes, (vx_, vs_, g_, x_, s_, t_), _alive = operands(grad_grad_x, grad_grad_s, grad_y, x, log_scale, shift)
     _core.affine_coupling_double_backward(
         sizes, x_, s_, t_, g_, vx_, vs_, grad_logdet.data_ptr(), _address(mask),
         grad_x.data_ptr(), grad_s.data_ptr(), grad_grad_y.data_ptr(), grad_grad_logdet.data_ptr(),
@@ -84,7 +79,7 @@ def affine_coupling_double_backward(
 
 def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     z, u, w, b = z.contiguous(), u.contiguous(), w.contiguous(), b.contiguous()
-    out, logdet = z.new_empty(z.shape), z.new_empty(z.shape[0], dtype=wide(z))
+    out, logdet = contiguous_like(z), z.new_empty(z.shape[0], dtype=wide(z))
     _core.planar_flow(
         *z.shape, u.shape[0], DTYPES[z.dtype], z.data_ptr(), u.data_ptr(), w.data_ptr(), b.data_ptr(),
         0, 0, 0, 0, 0, 0, out.data_ptr(), 0, 0, 0, 0, logdet.data_ptr(),
@@ -96,7 +91,7 @@ def planar_flow_backward(
     grad_z: Tensor, grad_logdet: Tensor, z: Tensor, u: Tensor, w: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ins = [t.contiguous() for t in (z, u, w, b, grad_z, grad_logdet)]
-    outs = [t.new_empty(t.shape) for t in ins[:4]]
+    outs = [contiguous_like(t) for t in ins[:4]]
     _core.planar_flow_backward(
         *z.shape, u.shape[0], DTYPES[z.dtype], *(t.data_ptr() for t in ins), 0, 0, 0, 0,
         *(t.data_ptr() for t in outs), 0, 0,
@@ -117,7 +112,7 @@ def planar_flow_double_backward(
     b: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     ins = [t.contiguous() for t in (z, u, w, b, grad_z, grad_logdet, v_z, v_u, v_w, v_b)]
-    outs = [t.new_empty(t.shape) for t in ins[:6]]
+    outs = [contiguous_like(t) for t in ins[:6]]
     _core.planar_flow_double_backward(
         *z.shape, u.shape[0], DTYPES[z.dtype], *(t.data_ptr() for t in ins), *(t.data_ptr() for t in outs)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gmkernels.core.layout import contiguous_like
 from gmkernels.core.native import DTYPES, cpu
 
 _core = cpu()
@@ -20,14 +21,14 @@ def minibatch_discrimination(m: Tensor) -> Tensor:
 
 
 def minibatch_discrimination_backward(grad: Tensor, m: Tensor) -> Tensor:
-    grad, out = grad.contiguous(), m.new_empty(m.shape)
+    grad, out = grad.contiguous(), contiguous_like(m)
     _core.minibatch_discrimination_backward(*_input(m), grad.data_ptr(), 0, 0, out.data_ptr())
     return out
 
 
 def minibatch_discrimination_double_backward(grad_grad_m: Tensor, grad: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
     v, grad = grad_grad_m.contiguous(), grad.contiguous()
-    out, out_m = m.new_empty(m.shape[0], m.shape[1]), m.new_empty(m.shape)
+    out, out_m = m.new_empty(m.shape[0], m.shape[1]), contiguous_like(m)
     _core.minibatch_discrimination_double_backward(
         *_input(m), grad.data_ptr(), v.data_ptr(), out.data_ptr(), out_m.data_ptr()
     )
