@@ -1,7 +1,8 @@
 """Whole training steps of variational autoencoders: loss, gradients, and Adam.
 
 * ``gmkernels`` is the model of ``genmodels``, its noise drawn anew every step;
-* ``reference`` is the same model on our plain-PyTorch definitions;
+* ``reference`` is the same model on our plain-PyTorch definitions, ``compiled reference`` that under
+  ``torch.compile``;
 * ``eager`` is the same arithmetic in stock PyTorch, ``compile`` that under ``torch.compile``; like the peers (see
   ``peers/vae.py``) they are given their noise, which spares them the drawing.
 
@@ -137,13 +138,17 @@ def _first(
     return [value.detach(), *torch.autograd.grad(value, list(shown))]
 
 
-def _plain_ours(backend: str, inputs: Inputs, mode: str) -> Program:
+def _plain_model(inputs: Inputs) -> tuple[VAE, Batch, Callable[[], Tensor]]:
     x = inputs["x"]
     hidden, latents = inputs["decoder.first.weight"].shape
     model = VAE((1, 28, 28), latents=latents, hidden=hidden).to(x)
     layers = (model.encoder.first.linear, model.encoder.rest[-1], model.decoder.first.linear, model.decoder.rest[-1])
     _load(inputs, dict(zip(_PLAIN, layers, strict=True)))
-    batch, key = Batch(x.view(-1, 1, 28, 28)), _keys(x.device)
+    return model, Batch(x.view(-1, 1, 28, 28)), _keys(x.device)
+
+
+def _plain_ours(backend: str, inputs: Inputs, mode: str) -> Program:
+    model, batch, key = _plain_model(inputs)
 
     def loss() -> Tensor:
         return model.losses(batch, key())["loss"]
@@ -151,6 +156,15 @@ def _plain_ours(backend: str, inputs: Inputs, mode: str) -> Program:
     if backend == "reference":
         return _steps(_on_reference(loss), model, list(model.parameters()), backend)
     return _steps(loss, model, list(model.parameters()), backend_of(gmk.reparameterize_kl, inputs["eps"]))
+
+
+def _compiled_reference(inputs: Inputs, mode: str) -> Built:
+    def build(variant: str) -> Program:
+        model, batch, key = _plain_model(inputs)
+        loss = torch.compile(lambda key: model.losses(batch, key)["loss"], dynamic=False, mode=variant)
+        return _steps(_on_reference(lambda: loss(key())), model, list(model.parameters()))
+
+    return {variant: functools.partial(build, variant) for variant in ("default", "max-autotune")}
 
 
 def _load(inputs: Inputs, layers: Mapping[str, nn.Module]) -> None:
@@ -199,6 +213,7 @@ def _plain_case(batch: int, hidden: int, latents: int) -> Case:
         providers=[
             Provider("gmkernels", functools.partial(_plain_ours, "auto")),
             Provider("reference", functools.partial(_plain_ours, "reference"), library=True),
+            Provider("compiled reference", _compiled_reference, library=True),
             Provider("eager", lambda inputs, mode: _stock(_plain_module(inputs))),
             Provider("compile", lambda inputs, mode: _compiled(lambda: _plain_module(inputs))),
             Provider("pythae", _pythae, package="pythae"),

@@ -40,6 +40,8 @@ class Workshop:
             "gmkernels",
             "csrc",
             "tests",
+            "tools",
+            "benchmarks",
             "CMakeLists.txt",
             "setup.py",
             "pyproject.toml",

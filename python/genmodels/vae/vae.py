@@ -248,7 +248,8 @@ class VAE(nn.Module):
         x, y = self.targets(batch.x, key), self.labels(batch.y, len(batch.x))
         mask = random_masks(len(x), self.shape, fork(key, _MASKS), self.mask_rate) if self.mask_rate else None
         terms = self.terms(x, y, mask, key)
-        return self.weighted(terms.reconstruction.mean(), terms.kl.mean(), terms.penalty.mean())
+        kl = terms.kl.mean()
+        return self.weighted(terms.reconstruction.mean(), kl, kl if self.free_bits is None else terms.penalty.mean())
 
     def weighted(self, reconstruction: Tensor, kl: Tensor, penalty: Tensor) -> dict[str, Tensor]:
         beta = self.beta.at(self.updates)
