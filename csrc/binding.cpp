@@ -90,6 +90,40 @@ void likelihood(const py::tuple& size, py::handle location, py::handle logvar, p
   run(Entry, args, z.batch * z.outer * z.inner);
 }
 
+// 0, or GMK_BAD_VALUES.
+template <class Args> int look(int (*entry)(const Args*), const Args& args) {
+  py::gil_scoped_release release;
+  return entry(&args);
+}
+int looked(int status) {
+  if (status != 0 && status != GMK_BAD_VALUES) throw std::runtime_error(gmk_last_error());
+  return status;
+}
+
+template <int (*Entry)(const gmk_rbm_gibbs_args*)>
+int rbm_gibbs(int64_t chains, int64_t visible, int64_t hidden, int64_t steps, int64_t first, int dtype, bool gaussian,
+              Address v, Address weight, Address visible_bias, Address hidden_bias, Address beta, Address clamp,
+              int64_t clamp_step, Address key, Address out_v, Address out_h) {
+  return looked(
+      look(Entry, {chains, visible, hidden, steps, first, dtype, gaussian, at(v), at(weight), at(visible_bias),
+                   at(hidden_bias), at(beta), at<uint8_t>(clamp), clamp_step, at<int64_t>(key), at(out_v), at(out_h)}));
+}
+
+int rbm_conditional(int64_t chains, int64_t visible, int64_t hidden, int64_t first, int dtype, bool to_visible,
+                    bool gaussian, Address given, Address weight, Address bias, Address beta, Address key,
+                    Address out_sample, Address out_mean) {
+  return looked(
+      look(gmk_rbm_conditional, {chains, visible, hidden, first, dtype, to_visible, gaussian, at(given), at(weight),
+                                 at(bias), at(beta), at<int64_t>(key), at(out_sample), at(out_mean)}));
+}
+
+template <int (*Entry)(const gmk_rbm_softplus_args*)>
+void rbm_softplus(int64_t batch, int64_t units, int dtype, Address field, Address grad, Address v, Address out,
+                  Address out_field) {
+  run(Entry, gmk_rbm_softplus_args{batch, units, dtype, at(field), at(grad), at(v), at(out), at(out_field)},
+      batch * units);
+}
+
 template <int (*Entry)(const gmk_random_args*)>
 void random(Address out, Address p, int dtype, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
   run(Entry, gmk_random_args{count, start, seed, offset, dtype, at(p), at(out)}, count);
@@ -135,6 +169,13 @@ PYBIND11_MODULE(_cpu, m) {
     random<gmk_random_normal>(out, 0, dtype, count, start, seed, offset);
   });
   m.def("random_bernoulli", random<gmk_random_bernoulli>);
+
+  m.def("rbm_gibbs", rbm_gibbs<gmk_rbm_gibbs>);
+  m.def("rbm_gibbs_fixed", rbm_gibbs<gmk_rbm_gibbs_fixed>);
+  m.def("rbm_conditional", rbm_conditional);
+  m.def("rbm_softplus_sum", rbm_softplus<gmk_rbm_softplus_sum>);
+  m.def("rbm_softplus_sum_backward", rbm_softplus<gmk_rbm_softplus_sum_backward>);
+  m.def("rbm_softplus_sum_double_backward", rbm_softplus<gmk_rbm_softplus_sum_double_backward>);
 
   m.def("isa", [] { return gmk::isa_name(gmk::isa()); });
   m.def("isas", [] {

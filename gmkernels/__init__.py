@@ -5,6 +5,16 @@ from .core.backends import BackendError, use_backend
 from .core.doors import backend_for
 from .ops.coupling import affine_coupling, planar_flow
 from .ops.gaussian import bernoulli_log_likelihood, gaussian_log_likelihood, gaussian_log_prob, reparameterize_kl
+from .ops.gibbs import (
+    ais_log_z,
+    boltzmann_gibbs,
+    cd_statistics,
+    hopfield_recall,
+    rbm_free_energy,
+    rbm_gibbs,
+    rbm_sample_hidden,
+    rbm_sample_visible,
+)
 from .ops.minibatch import minibatch_discrimination
 from .version import __version__
 
@@ -12,14 +22,22 @@ __all__ = [
     "BackendError",
     "__version__",
     "affine_coupling",
+    "ais_log_z",
     "backend_for",
     "bernoulli_log_likelihood",
+    "boltzmann_gibbs",
+    "cd_statistics",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
+    "hopfield_recall",
     "minibatch_discrimination",
     "nn",
     "planar_flow",
     "random",
+    "rbm_free_energy",
+    "rbm_gibbs",
+    "rbm_sample_hidden",
+    "rbm_sample_visible",
     "reparameterize_kl",
     "use_backend",
 ]

@@ -3,5 +3,6 @@
 from .coupling import AffineCoupling, PlanarFlow
 from .gaussian import Reparameterize
 from .minibatch import MinibatchDiscrimination
+from .rbm import RBM
 
-__all__ = ["AffineCoupling", "MinibatchDiscrimination", "PlanarFlow", "Reparameterize"]
+__all__ = ["RBM", "AffineCoupling", "MinibatchDiscrimination", "PlanarFlow", "Reparameterize"]

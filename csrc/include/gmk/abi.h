@@ -156,6 +156,49 @@ GMK_API int gmk_random_uniform_cuda(const gmk_random_args* args, const int64_t* 
 GMK_API int gmk_random_normal_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
 GMK_API int gmk_random_bernoulli_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
 
+/* ---- gibbs ------------------------------------------------------------------------------------------------------- */
+
+/* A status: the tensors hold values that the operator does not take, such as a state that is neither 0 nor 1. */
+enum { GMK_BAD_VALUES = 2 };
+
+typedef struct {
+  int64_t chains, visible, hidden, steps, first;
+  int32_t dtype, gaussian;                             /* float32 or float64; Gaussian visible units */
+  const void *v, *weight, *visible_bias, *hidden_bias; /* (chains, visible), (visible, hidden), ...; contiguous */
+  const void* beta;                                    /* (chains), or NULL for 1 */
+  const uint8_t* clamp;                                /* (chains, visible), or NULL */
+  int64_t clamp_step;                                  /* between its rows: visible, or 0 for one mask */
+  const int64_t* key;                                  /* (seed, offset) */
+  void *out_v, *out_h;                                 /* (chains, visible), (chains, hidden) */
+} gmk_rbm_gibbs_args;
+
+GMK_API int gmk_rbm_gibbs(const gmk_rbm_gibbs_args* args);       /* in the arithmetic of dtype */
+GMK_API int gmk_rbm_gibbs_fixed(const gmk_rbm_gibbs_args* args); /* in integers */
+
+typedef struct {
+  int64_t chains, visible, hidden, first;
+  int32_t dtype, to_visible, gaussian;
+  const void *given, *weight, *bias, *beta;
+  const int64_t* key;
+  void *out_sample, *out_mean; /* (chains, hidden), or (chains, visible) if to_visible */
+} gmk_rbm_conditional_args;
+
+GMK_API int gmk_rbm_conditional(const gmk_rbm_conditional_args* args);
+
+typedef struct {
+  int64_t batch, units;
+  int32_t dtype;     /* of field and out_field, which are contiguous */
+  const void* field; /* (batch, units) */
+  const void* grad;  /* (batch), in the wide dtype: float64 if field is, else float32 */
+  const void* v;     /* (batch, units) in the dtype of field: cotangent of the gradient */
+  void* out;         /* (batch), in the wide dtype */
+  void* out_field;   /* (batch, units) */
+} gmk_rbm_softplus_args;
+
+GMK_API int gmk_rbm_softplus_sum(const gmk_rbm_softplus_args* args);                 /* -> out */
+GMK_API int gmk_rbm_softplus_sum_backward(const gmk_rbm_softplus_args* args);        /* -> out_field */
+GMK_API int gmk_rbm_softplus_sum_double_backward(const gmk_rbm_softplus_args* args); /* -> out, out_field */
+
 /* ---- the cores themselves ---------------------------------------------------------------------------------------- */
 
 GMK_API const char* gmk_last_error(void);

@@ -25,7 +25,13 @@
   X(random_bits, gmk_random_args)                                  \
   X(random_uniform, gmk_random_args)                               \
   X(random_normal, gmk_random_args)                                \
-  X(random_bernoulli, gmk_random_args)
+  X(random_bernoulli, gmk_random_args)                             \
+  X(rbm_gibbs, gmk_rbm_gibbs_args)                                 \
+  X(rbm_gibbs_fixed, gmk_rbm_gibbs_args)                           \
+  X(rbm_conditional, gmk_rbm_conditional_args)                     \
+  X(rbm_softplus_sum, gmk_rbm_softplus_args)                       \
+  X(rbm_softplus_sum_backward, gmk_rbm_softplus_args)              \
+  X(rbm_softplus_sum_double_backward, gmk_rbm_softplus_args)
 
 namespace gmk {
 

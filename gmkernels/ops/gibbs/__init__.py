@@ -13,8 +13,19 @@ from . import (
     library,
     reference,
 )
+from .ais import ais_log_z
+from .boltzmann import boltzmann_gibbs, hopfield_recall
 
-__all__ = ["rbm_gibbs", "rbm_sample_hidden", "rbm_sample_visible", "rbm_free_energy", "cd_statistics"]
+__all__ = [
+    "ais_log_z",
+    "boltzmann_gibbs",
+    "cd_statistics",
+    "hopfield_recall",
+    "rbm_free_energy",
+    "rbm_gibbs",
+    "rbm_sample_hidden",
+    "rbm_sample_visible",
+]
 
 ALIASES.update(
     rbm_sample_hidden="rbm_conditional", rbm_sample_visible="rbm_conditional", rbm_free_energy="rbm_softplus_sum"
@@ -221,7 +232,8 @@ def rbm_free_energy(
     wide = hidden.dtype
     if visible == "gaussian":
         return 0.5 * (v.to(wide) - visible_bias.to(wide)).square().sum(1) - hidden
-    return -(v.to(wide) @ visible_bias.to(wide)) - hidden
+    # Not a product that autocast would round to 16 bits.
+    return -(v.to(wide) * visible_bias.to(wide)).sum(1) - hidden
 
 
 def cd_statistics(v_pos: Tensor, h_pos: Tensor, v_neg: Tensor, h_neg: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,6 +43,7 @@ rbm_gibbs = Operator(
     " Tensor? clamp, SymInt steps, SymInt first, bool gaussian, bool fixed, str backend) -> (Tensor, Tensor)",
     _fake_gibbs,
     _gibbs,
+    ("cpu",),
 )
 rbm_conditional = Operator(
     "gibbs",
@@ -50,15 +51,16 @@ rbm_conditional = Operator(
     " bool to_visible, bool gaussian, str backend) -> (Tensor, Tensor)",
     _fake_conditional,
     _conditional,
+    ("cpu",),
 )
 
 
-def _wide(field: Tensor) -> torch.dtype:
+def wide(field: Tensor) -> torch.dtype:
     return torch.float64 if field.dtype == torch.float64 else torch.float32
 
 
 def _fake_sum(field: Tensor) -> Tensor:
-    return field.new_empty(field.shape[0], dtype=_wide(field))
+    return field.new_empty(field.shape[0], dtype=wide(field))
 
 
 def _fake_backward(grad: Tensor, field: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ def _fake_double_backward(grad_grad: Tensor, grad: Tensor, field: Tensor) -> tup
 
 
 rbm_softplus_sum = Operator(
-    "gibbs", "rbm_softplus_sum(Tensor field, str backend) -> Tensor", _fake_sum, reference.rbm_softplus_sum
+    "gibbs", "rbm_softplus_sum(Tensor field, str backend) -> Tensor", _fake_sum, reference.rbm_softplus_sum, ("cpu",)
 )
 rbm_softplus_sum_backward = Operator(
     "gibbs", "rbm_softplus_sum_backward(Tensor grad, Tensor field, str backend) -> Tensor", _fake_backward

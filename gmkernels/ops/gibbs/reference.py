@@ -80,11 +80,10 @@ def on_single(field: Tensor, word: Tensor) -> Tensor:
     return rare != likely
 
 
-def normals(word: Tensor, dtype: torch.dtype) -> Tensor:
-    """The normals of words (B, U)."""
-    units = word.shape[1]
-    pairs = torch.nn.functional.pad(word, (0, units % 2)).reshape(word.shape[0], (units + 1) // 2, 2)
-    return philox.to_normal(pairs, dtype).flatten(1)[:, :units]
+def _normals(key: Tensor, first: int, batch: int, count: int, half_step: int, dtype: torch.dtype) -> Tensor:
+    """The normals of all units of a batch's chains. They come in pairs, of which an odd machine leaves one."""
+    word = _words(key, first, batch, count + count % 2, half_step).reshape(batch, (count + 1) // 2, 2)
+    return philox.to_normal(word, dtype).flatten(1)[:, :count]
 
 
 # ---- fixed point -----------------------------------------------------------------------------------------------------
@@ -150,12 +149,14 @@ def rbm_gibbs(
         w, vb, hb = weight.double(), visible_bias.double(), hidden_bias.double()
 
     def units(given: Tensor, matrix: Tensor, bias: Tensor, half_step: int) -> Tensor:
-        word = _words(key, first, batch, matrix.shape[1], half_step)
+        count = matrix.shape[1]
         field = given.double() @ matrix + bias
+        if gaussian and half_step % 2:
+            noise = _normals(key, first, batch, count, half_step, dtype).double()
+            return (field + noise * _beta(beta, torch.float64) ** -0.5).to(dtype)
+        word = _words(key, first, batch, count, half_step)
         if fixed:
             return on_single(field.to(torch.float32) * scale, word).to(dtype)
-        if gaussian and half_step % 2:
-            return (field + normals(word, dtype).double() * _beta(beta, torch.float64) ** -0.5).to(dtype)
         return on(field * _beta(beta, torch.float64), word).to(dtype)
 
     if steps == 0:
@@ -177,15 +178,18 @@ def rbm_conditional(
     to_visible: bool = False,
     gaussian: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One half-step, and the means of what it draws: 0 to hidden units, 1 to visible ones."""
-    matrix = weight.double().T if to_visible else weight.double()
-    field = given.double() @ matrix + bias.double()
-    word = _words(key, first, given.shape[0], matrix.shape[1], int(to_visible))
+    """One half-step, 0 to hidden units and 1 to visible ones: the draw, and the means of what it was drawn from."""
+    matrix = weight.T if to_visible else weight
+    # The draw is decided in float64, so that it is the same on every machine.
+    with torch.autocast(given.device.type, enabled=False):
+        mean = given @ matrix + bias
+    field = given.double() @ matrix.double() + bias.double()
+    place = (key, first, given.shape[0], matrix.shape[1], int(to_visible))
     if gaussian:
-        noise = normals(word, given.dtype).double() * _beta(beta, torch.float64) ** -0.5
-        return (field + noise).to(given.dtype), field.to(given.dtype)
-    field = field * _beta(beta, torch.float64)
-    return on(field, word).to(given.dtype), torch.sigmoid(field).to(given.dtype)
+        noise = _normals(*place, given.dtype).double() * _beta(beta, torch.float64) ** -0.5
+        return (field + noise).to(given.dtype), mean
+    drawn = on(field * _beta(beta, torch.float64), _words(*place))
+    return drawn.to(given.dtype), torch.sigmoid(mean * _beta(beta, given.dtype))
 
 
 def rbm_softplus_sum(field: Tensor) -> Tensor:
@@ -198,7 +202,7 @@ def rbm_free_energy(
     v: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, gaussian: bool = False
 ) -> Tensor:
     """``-log sum_h exp(-E(v, h))`` (Hinton 2010, section 16.1)."""
-    apart = 0.5 * (v - visible_bias).square().sum(1) if gaussian else -(v @ visible_bias)
+    apart = 0.5 * (v - visible_bias).square().sum(1) if gaussian else -(v * visible_bias).sum(1)
     return apart - rbm_softplus_sum(torch.addmm(hidden_bias, v, weight))
 
 
