@@ -144,7 +144,7 @@ def _table(rows: list[tuple[str, str]]) -> None:
 
 
 def _train(args: list[str]) -> int:
-    from .training import fit, load_weights, read_log
+    from .training import load_weights, read_log
     from .training.checkpoint import checkpoints, write_atomically
 
     if not args or args[0].startswith("-"):
@@ -175,14 +175,8 @@ def _train(args: list[str]) -> int:
         if rank == 0 and not continuing:
             out.mkdir(parents=True, exist_ok=True)
             record()
-        result = fit(
-            model,
-            recipe.stream(dataset, rank=rank, world=world),
-            out,
-            recipe.fit,
-            evaluate=lambda m: recipe.evaluate(m, dataset, "valid"),
-            fingerprint={"model": model_name} | recipe.fingerprint(),
-        )
+        fingerprint = {"model": model_name} | recipe.fingerprint()
+        result = recipe.train(model, dataset, out, rank=rank, world=world, fingerprint=fingerprint)
         if rank:
             return 0
         # Only now: a refused checkpoint must leave the description of its run alone.

@@ -130,3 +130,29 @@ def curves(path: Path, log: Sequence[Mapping[str, Any]], *, label: str, floor: t
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
+
+
+def lines(
+    path: Path,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    between: Mapping[str, tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]]] | None = None,
+    *,
+    x: str,
+    y: str,
+    marks: Mapping[str, float] | None = None,
+) -> None:
+    """Named curves of points (x, y); shaded areas between two of them; vertical lines at named places."""
+    figure, axes = _figure(6.4, 4)
+    for (name, points), colour in zip(series.items(), (_ACCENT, "#0f766e", "#6d28d9", _INK), strict=False):
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3.5, label=name)
+    for name, (low, high) in (between or {}).items():
+        at, bottom = zip(*low, strict=True)
+        axes.fill_between(at, bottom, [value for _, value in high], color=_PALE, alpha=0.5, linewidth=0, label=name)
+    for name, place in (marks or {}).items():
+        axes.axvline(place, color=_INK, linestyle="--", linewidth=1, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    if series or between or marks:
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)

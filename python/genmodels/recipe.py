@@ -15,7 +15,7 @@ from torch import nn
 from . import data
 from .data import BatchStream, Dataset
 from .errors import GenmodelsError
-from .training import Fit
+from .training import Fit, Part, Result, fit
 
 # What may change between two starts of one run.
 _FREE = ("max_seconds", "max_steps", "evaluations", "log_every", "checkpoint_seconds", "device")
@@ -50,6 +50,24 @@ class Recipe:
 
     def batch(self, dataset: Dataset) -> int:
         return self.batch_size or (64 if isinstance(dataset, data.ImageDataset) else 512)
+
+    def parts(self, model: nn.Module) -> Mapping[str, Part] | None:
+        """Optimizers by name; None for one AdamW of everything."""
+        return None
+
+    def train(
+        self, model: nn.Module, dataset: Dataset, out: Path, *, rank: int, world: int, fingerprint: Mapping[str, Any]
+    ) -> Result:
+        """Train the model, continuing the run in ``out`` if there is one: see :func:`genmodels.training.fit`."""
+        return fit(
+            model,
+            self.stream(dataset, rank=rank, world=world),
+            out,
+            self.fit,
+            parts=self.parts(model),
+            evaluate=lambda m: self.evaluate(m, dataset, "valid"),
+            fingerprint=fingerprint,
+        )
 
     def evaluate(self, model: nn.Module, dataset: Dataset, split: str) -> dict[str, float]:
         """Figures of merit on ``valid`` or ``test``."""
