@@ -129,6 +129,37 @@ void random(Address out, Address p, int dtype, int64_t count, int64_t start, uin
   run(Entry, gmk_random_args{count, start, seed, offset, dtype, at(p), at(out)}, count);
 }
 
+template <int (*Entry)(const gmk_boltzmann_args*)>
+void boltzmann(int64_t batch, int64_t units, int dtype, Address x, Address weight, Address bias, Address beta,
+               Address clamp, Address order, Address key, int64_t first, int64_t sweeps, bool spin, Address out,
+               Address used) {
+  const gmk_boltzmann_args args{batch,
+                                units,
+                                dtype,
+                                at(x),
+                                at(weight),
+                                at(bias),
+                                at(beta),
+                                at<uint8_t>(clamp),
+                                at<int64_t>(order),
+                                at<int64_t>(key),
+                                first,
+                                sweeps,
+                                spin,
+                                at(out),
+                                at<int64_t>(used)};
+  run(Entry, args, batch * units * units);
+}
+
+void anneal(int64_t visible, int64_t hidden, int64_t chains, int64_t steps, int dtype, Address weight,
+            Address visible_bias, Address hidden_bias, Address betas, Address base_bias, Address start, Address key,
+            int64_t first, double log_base, Address out) {
+  const gmk_ais_args args{visible,    hidden,           chains,          steps,     dtype,
+                          at(weight), at(visible_bias), at(hidden_bias), at(betas), at(base_bias),
+                          at(start),  at<int64_t>(key), first,           log_base,  at(out)};
+  run(gmk_ais_log_z, args, visible * hidden * chains);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -158,6 +189,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("gaussian_log_likelihood", likelihood<gmk_gaussian_log_likelihood>);
   m.def("gaussian_log_likelihood_backward", likelihood<gmk_gaussian_log_likelihood_backward>);
   m.def("gaussian_log_likelihood_double_backward", likelihood<gmk_gaussian_log_likelihood_double_backward>);
+
+  m.def("boltzmann_gibbs", boltzmann<gmk_boltzmann_gibbs>);
+  m.def("hopfield_recall", boltzmann<gmk_hopfield_recall>);
+  m.def("ais_log_z", anneal);
 
   m.def("random_bits", [](Address out, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
     random<gmk_random_bits>(out, 0, 0, count, start, seed, offset);

@@ -36,6 +36,7 @@ def _large(row: OperatorRow) -> tuple[int, ...]:
         "affine_coupling": (67, 1021),
         "planar_flow": (1031, 13, 5),
         "minibatch_discrimination": (131, 17, 5),
+        "ais_log_z": (67, 131, 70),
     }.get(row.operator, (257, 1021))
 
 

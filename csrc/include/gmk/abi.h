@@ -156,6 +156,38 @@ GMK_API int gmk_random_uniform_cuda(const gmk_random_args* args, const int64_t* 
 GMK_API int gmk_random_normal_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
 GMK_API int gmk_random_bernoulli_cuda(const gmk_random_args* args, const int64_t* key, void* stream);
 
+/* ---- gibbs: machines with all units connected -------------------------------------------------------------------- */
+
+typedef struct {
+  int64_t batch, units;
+  int32_t dtype;
+  const void *x, *weight, *bias, *beta; /* (batch, units), (units, units), (units), (batch); contiguous, one dtype */
+  const uint8_t* clamp;                 /* (batch, units) contiguous, or NULL */
+  const int64_t* order;                 /* the unit of each column, as the random stream counts them; or NULL */
+  const int64_t* key;                   /* (seed, offset) */
+  int64_t first, sweeps;                /* logical index of the batch's first chain */
+  int32_t spin;                         /* states are -1 and 1, else 0 and 1 */
+  void* out;                            /* (batch, units) */
+  int64_t* used;                        /* (batch), recall only: sweeps that changed the pattern */
+} gmk_boltzmann_args;
+
+GMK_API int gmk_boltzmann_gibbs(const gmk_boltzmann_args* args);
+GMK_API int gmk_hopfield_recall(const gmk_boltzmann_args* args);
+
+typedef struct {
+  int64_t visible, hidden, chains, steps; /* steps: how many betas there are */
+  int32_t dtype;
+  /* (visible, hidden), (visible), (hidden), (steps) from 0 to 1, (visible); contiguous, one dtype */
+  const void *weight, *visible_bias, *hidden_bias, *betas, *base_bias;
+  const void* start; /* (chains, visible) to anneal backwards from, or NULL */
+  const int64_t* key;
+  int64_t first;   /* logical index of the first chain */
+  double log_base; /* logarithm of the base's normalising constant */
+  void* out;       /* (chains): log-weights */
+} gmk_ais_args;
+
+GMK_API int gmk_ais_log_z(const gmk_ais_args* args);
+
 /* ---- gibbs ------------------------------------------------------------------------------------------------------- */
 
 /* A status: the tensors hold values that the operator does not take, such as a state that is neither 0 nor 1. */

@@ -22,6 +22,9 @@
   X(gaussian_log_likelihood, gmk_likelihood_args)                  \
   X(gaussian_log_likelihood_backward, gmk_likelihood_args)         \
   X(gaussian_log_likelihood_double_backward, gmk_likelihood_args)  \
+  X(boltzmann_gibbs, gmk_boltzmann_args)                           \
+  X(hopfield_recall, gmk_boltzmann_args)                           \
+  X(ais_log_z, gmk_ais_args)                                       \
   X(random_bits, gmk_random_args)                                  \
   X(random_uniform, gmk_random_args)                               \
   X(random_normal, gmk_random_args)                                \

@@ -117,8 +117,9 @@ def hopfield_recall(
         BackendError: an explicitly requested backend cannot run.
     """
     op = "hopfield_recall"
-    checks.tensor(op, "x", x)
-    if bias is None and x.dim() == 2:
+    if bias is None:
+        checks.tensor(op, "x", x)
+        checks.dims(op, "x", x, 2, "(patterns, units)")
         bias = x.new_zeros(x.shape[1])
     given.machine(op, x, weight, bias)
     given.count(op, "max_sweeps", max_sweeps)
