@@ -67,7 +67,7 @@ wanted() {
 missing=$("$python" - <<'PY'
 import importlib.util
 
-needed = ("torch", "triton", "numpy", "pytest", "hypothesis", "expecttest", "setuptools", "pybind11")
+needed = ("torch", "triton", "numpy", "pytest", "hypothesis", "setuptools", "pybind11")
 print(*(name for name in needed if importlib.util.find_spec(name) is None))
 PY
 ) || exit 2
