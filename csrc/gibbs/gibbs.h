@@ -145,14 +145,14 @@ template <class T> class Matrix {
 
 // ---- states ---------------------------------------------------------------------------------------------------------
 
-// A set of units as a list, in order.
+// A set of units as a list, in order: where the row of each begins, in a matrix whose rows are so many elements apart.
 struct List {
-  uint32_t* unit;
+  uint32_t* row;
   int64_t count;
 };
 
-GMK_INLINE void append(List& list, uint64_t word, int64_t block) {
-  for (; word; word &= word - 1) list.unit[list.count++] = uint32_t(block * kWord + __builtin_ctzll(word));
+GMK_INLINE void append(List& list, uint64_t word, int64_t block, uint32_t apart = 1) {
+  for (; word; word &= word - 1) list.row[list.count++] = uint32_t(block * kWord + __builtin_ctzll(word)) * apart;
 }
 
 GMK_INLINE int64_t blocks_of(int64_t units) { return (units + kWord - 1) / kWord; }
@@ -211,55 +211,7 @@ template <class T> bool allowed(const T* beta, int64_t n, bool positive) {
   return good;
 }
 
-// out = the transpose of in, columns from .. to of it.
-template <class T>
-void transpose(const T* in, int64_t rows, int64_t step, const Matrix<T>& out, int64_t from, int64_t to) {
-  constexpr int64_t kTile = 32;
-  for (int64_t r = 0; r < rows; r += kTile)
-    for (int64_t c = from; c < to; ++c)
-      for (int64_t k = r, end = std::min(rows, r + kTile); k < end; ++k) out[c][k] = in[k * step + c];
-}
-
-// ---- sums of rows ---------------------------------------------------------------------------------------------------
-
-// sum += (or -=) the rows of a list, Vectors native vectors wide, in the order of the list.
-template <int Vectors, bool Minus, class T>
-GMK_INLINE void add_strip(T* sum, const T* matrix, int64_t step, const List& list) {
-  typedef T vector __attribute__((vector_size(kVectorBytes)));
-  constexpr int kWidth = kVectorBytes / int(sizeof(T));
-  vector total[Vectors];
-  for (int k = 0; k < Vectors; ++k) std::memcpy(&total[k], sum + k * kWidth, kVectorBytes);
-  for (int64_t n = 0; n < list.count; ++n) {
-    const T* row = matrix + int64_t(list.unit[n]) * step;
-    for (int k = 0; k < Vectors; ++k) {
-      vector w;
-      std::memcpy(&w, row + k * kWidth, kVectorBytes);
-      total[k] = Minus ? total[k] - w : total[k] + w;
-    }
-  }
-  for (int k = 0; k < Vectors; ++k) std::memcpy(sum + k * kWidth, &total[k], kVectorBytes);
-}
-
-constexpr int kStrip = 8;  // native vectors that stay in registers
-
-// Elements from .. to of the sum; both lie on cache lines, and are kStrip vectors apart or fewer.
-template <bool Minus, class T>
-GMK_OUTLINE void add_rows(T* sum, const Matrix<T>& matrix, const List& list, int64_t from, int64_t to) {
-  constexpr int kWidth = kVectorBytes / int(sizeof(T));
-  int64_t left = (to - from + kWidth - 1) / kWidth;
-  const T* base = matrix[0];
-  const auto strip = [&](auto vectors) {
-    constexpr int n = decltype(vectors)::value;
-    for (; left >= n; left -= n, from += n * kWidth) add_strip<n, Minus>(sum + from, base + from, matrix.step, list);
-  };
-  strip(std::integral_constant<int, kStrip>());
-  strip(std::integral_constant<int, 4>());
-  strip(std::integral_constant<int, 2>());
-  strip(std::integral_constant<int, 1>());
-}
-
-// Elements a strip of so many bytes of each row; many rows of it stay in the second-level cache.
-template <class T> constexpr int64_t strip_elements() { return 512 / int64_t(sizeof(T)); }
+// ---- work -----------------------------------------------------------------------------------------------------------
 
 // How many chains share a sweep over the weights: by the size of the batch alone.
 inline int64_t chains_per_task(int64_t chains) {

@@ -11,71 +11,124 @@ namespace GMK_ISA {
 namespace {
 using namespace rbm;
 
+// The first `left` lanes, if there are fewer than sixteen.
+template <class T> GMK_INLINE pack<T> get(const T* from, int64_t left) {
+  return left >= kLanes ? load(from) : load_n(from, int(left));
+}
+
+// A row per given unit and a column per drawn unit, cut into strips of columns that are as wide as a pack. A strip lies
+// together: sums of rows walk through one strip after the other, out of the first-level cache.
+template <class T> struct Strips {
+  static constexpr int64_t kWidth = kLanes;
+  int64_t given, drawn, count;
+  Matrix<T> memory;  // strip s, given unit i: row s * given + i
+
+  Strips(int64_t n, int64_t m)
+      : given(n), drawn(m), count((m + kWidth - 1) / kWidth), memory(count * std::max<int64_t>(n, 1), kWidth) {}
+  T* operator()(int64_t strip, int64_t unit) const { return memory[strip * given + unit]; }
+
+  // From weights (given, drawn) in memory.
+  void fill(const T* weight) {
+    constexpr int64_t kRows = 64;
+    parallel_for((given + kRows - 1) / kRows, [&](int64_t task) {
+      for (int64_t i = task * kRows; i < std::min(given, (task + 1) * kRows); ++i)
+        for (int64_t s = 0; s < count; ++s)
+          store((*this)(s, i), get(weight + i * drawn + s * kWidth, drawn - s * kWidth));
+    });
+  }
+
+  void fill_transposed(const Strips& other) {
+    parallel_for(count, [&](int64_t s) {
+      const int64_t wide = std::min(kWidth, drawn - s * kWidth);
+      for (int64_t t = 0; t < other.count; ++t) {
+        const T* in = other(t, s * kWidth);
+        T* out = (*this)(s, t * kWidth);
+        for (int64_t j = 0; j < std::min(kWidth, given - t * kWidth); ++j)
+          for (int64_t l = 0; l < wide; ++l) out[j * kWidth + l] = in[l * kWidth + j];
+      }
+    });
+  }
+};
+
+// To the sum of each chain the rows of its list in a strip, in the order of the list. Four chains take turns, so that
+// none waits for its last addition.
+template <class T> GMK_OUTLINE void add_rows(const T* strip, const List* lists, T* const* sums, int64_t chains) {
+  const auto row = [strip](uint32_t at) { return load(strip + at); };
+  const auto finish = [&](pack<T> total, int64_t c, int64_t n) {
+    for (const List list = lists[c]; n < list.count; ++n) total += row(list.row[n]);
+    store(sums[c], total);
+  };
+  int64_t c = 0;
+  for (; c + 4 <= chains; c += 4) {
+    const List a = lists[c], b = lists[c + 1], d = lists[c + 2], e = lists[c + 3];
+    pack<T> of_a = load(sums[c]), of_b = load(sums[c + 1]), of_d = load(sums[c + 2]), of_e = load(sums[c + 3]);
+    const int64_t shared = std::min({a.count, b.count, d.count, e.count});
+    for (int64_t n = 0; n < shared; ++n) {
+      of_a += row(a.row[n]);
+      of_b += row(b.row[n]);
+      of_d += row(d.row[n]);
+      of_e += row(e.row[n]);
+    }
+    finish(of_a, c, shared);
+    finish(of_b, c + 1, shared);
+    finish(of_d, c + 2, shared);
+    finish(of_e, c + 3, shared);
+  }
+  for (; c < chains; ++c) finish(load(sums[c]), c, 0);
+}
+
 // A dense product does this share of the work of picking every row: it holds several chains against each row.
-constexpr double kDenseShare = 0.5;
+constexpr double kDenseShare = 0.42;
 
 // One direction: given units to drawn ones.
 template <class T> struct Side {
-  Matrix<T> weight, bias;  // a row per given unit, a column per drawn unit
-  int64_t given = 0, drawn = 0;
+  static constexpr int64_t kWidth = Strips<T>::kWidth;
+  Strips<T> weight;
+  Matrix<T> bias;
 
-  Side(const T* rows, const T* b, int64_t n, int64_t m, bool turned) : weight(n, m), bias(1, m), given(n), drawn(m) {
-    std::copy_n(b, m, bias[0]);
-    if (turned) {
-      parallel_for((n + 63) / 64, [&](int64_t k) { transpose(rows, m, n, weight, k * 64, std::min(n, k * 64 + 64)); });
-    } else {
-      parallel_for((n + 63) / 64, [&](int64_t k) {
-        for (int64_t i = k * 64; i < std::min(n, k * 64 + 64); ++i) std::copy_n(rows + i * m, m, weight[i]);
-      });
-    }
-  }
+  Side(const T* b, int64_t n, int64_t m) : weight(n, m), bias(1, m) { std::copy_n(b, m, bias[0]); }
 
-  // Fields of Chains chains in Packs packs of drawn units, all given units in their order.
+  // Fields of Chains chains in Packs strips, all given units in their order.
   template <int Chains, int Packs>
-  GMK_INLINE void dense(const Matrix<T>& states, const Matrix<T>& field, int64_t c0, int64_t at) const {
+  GMK_INLINE void dense(const Matrix<T>& states, const Matrix<T>& field, int64_t c0, int64_t strip) const {
     pack<T> total[Chains][Packs];
     for (int c = 0; c < Chains; ++c)
-      for (int p = 0; p < Packs; ++p) total[c][p] = load(bias[0] + at + p * kLanes);
-    const T *w = weight[0] + at, *s = states[c0];
-    for (int64_t i = 0; i < given; ++i, w += weight.step) {
+      for (int p = 0; p < Packs; ++p) total[c][p] = load(bias[0] + (strip + p) * kWidth);
+    const T *w = weight(strip, 0), *s = states[c0];
+    for (int64_t i = 0; i < weight.given; ++i, w += kWidth) {
       pack<T> across[Packs];
-      for (int p = 0; p < Packs; ++p) across[p] = load(w + p * kLanes);
+      for (int p = 0; p < Packs; ++p) across[p] = load(w + p * weight.given * kWidth);
       for (int c = 0; c < Chains; ++c)
         for (int p = 0; p < Packs; ++p) total[c][p] = fma(pack<T>(s[c * states.step + i]), across[p], total[c][p]);
     }
     for (int c = 0; c < Chains; ++c)
-      for (int p = 0; p < Packs; ++p) store(field[c0 + c] + at + p * kLanes, total[c][p]);
+      for (int p = 0; p < Packs; ++p) store(field[c0 + c] + (strip + p) * kWidth, total[c][p]);
   }
-
-  void dense_fields(const Matrix<T>& states, const Matrix<T>& field, int64_t chains) const {
+  template <int Chains>
+  void dense_chains(const Matrix<T>& states, const Matrix<T>& field, int64_t c, int64_t from, int64_t to) const {
     constexpr int kWide = kVectorBytes == 64 ? (sizeof(T) == 4 ? 4 : 2) : 1;
-    for (int64_t at = 0; at < drawn; at += kWide * kLanes) {
-      // Rows are padded to cache lines, which may be fewer packs.
-      const bool whole = at + kWide * kLanes <= weight.step;
+    for (; from + kWide <= to; from += kWide) dense<Chains, kWide>(states, field, c, from);
+    for (; from < to; ++from) dense<Chains, 1>(states, field, c, from);
+  }
+  void dense_fields(const Matrix<T>& states, const Matrix<T>& field, int64_t chains) const {
+    constexpr int64_t kStrips = 4;
+    for (int64_t from = 0; from < weight.count; from += kStrips) {
+      const int64_t to = std::min(weight.count, from + kStrips);
       int64_t c = 0;
-      for (; c + 4 <= chains; c += 4) {
-        if (whole)
-          dense<4, kWide>(states, field, c, at);
-        else
-          for (int64_t p = at; p < weight.step; p += kLanes) dense<4, 1>(states, field, c, p);
-      }
-      for (; c < chains; ++c) {
-        if (whole)
-          dense<1, kWide>(states, field, c, at);
-        else
-          for (int64_t p = at; p < weight.step; p += kLanes) dense<1, 1>(states, field, c, p);
-      }
+      for (; c + 4 <= chains; c += 4) dense_chains<4>(states, field, c, from, to);
+      for (; c < chains; ++c) dense_chains<1>(states, field, c, from, to);
     }
   }
 
   void picked_fields(const std::vector<List>& lists, const Matrix<T>& field, int64_t chains) const {
-    constexpr int64_t kWide = strip_elements<T>();
-    for (int64_t at = 0; at < drawn; at += kWide)
+    std::vector<T*> sums(static_cast<size_t>(chains));
+    for (int64_t strip = 0; strip < weight.count; ++strip) {
       for (int64_t c = 0; c < chains; ++c) {
-        const int64_t end = std::min(weight.step, at + kWide);
-        std::copy(bias[0] + at, bias[0] + end, field[c] + at);
-        add_rows<false>(field[c], weight, lists[c], at, end);
+        sums[c] = field[c] + strip * kWidth;
+        std::copy_n(bias[0] + strip * kWidth, kWidth, sums[c]);
       }
+      add_rows(weight(strip, 0), lists.data(), sums.data(), chains);
+    }
   }
 };
 
@@ -106,7 +159,7 @@ template <class T> void fields(const Side<T>& side, States<T>& given, States<T>&
     int64_t count = 0;
     for (int64_t c = 0; c < chains; ++c) {
       List& list = given.lists[c] = {given.room[c], 0};
-      for (int64_t b = 0; b < given.blocks; ++b) append(list, given.bits[c][b], b);
+      for (int64_t b = 0; b < given.blocks; ++b) append(list, given.bits[c][b], b, kLanes);
       count += list.count;
     }
     if (chains < 4 || double(count) <= kDenseShare * double(chains * given.units))
@@ -165,7 +218,9 @@ template <class T> int gibbs_as(const gmk_rbm_gibbs_args& a) {
       !allowed(static_cast<const T*>(a.beta), a.chains, a.gaussian) || (a.gaussian && !finite(v, a.chains * a.visible)))
     return GMK_BAD_VALUES;
   const Stream stream(a.key);
-  const Side<T> up(weight, hb, a.visible, a.hidden, false), down(weight, vb, a.hidden, a.visible, true);
+  Side<T> up(hb, a.visible, a.hidden), down(vb, a.hidden, a.visible);
+  up.weight.fill(weight);
+  down.weight.fill_transposed(up.weight);
   const int64_t group = chains_per_task(a.chains);
   std::vector<char> bad((a.chains + group - 1) / group, 0);
   parallel_for((a.chains + group - 1) / group, [&](int64_t task) {
@@ -230,7 +285,14 @@ template <class T> int conditional_as(const gmk_rbm_conditional_args& a) {
       !allowed(betas, a.chains, a.gaussian))
     return GMK_BAD_VALUES;
   const Stream stream(a.key);
-  const Side<T> side(weight, bias, n, m, a.to_visible);
+  Side<T> side(bias, n, m);
+  if (a.to_visible) {
+    Strips<T> up(a.visible, a.hidden);
+    up.fill(weight);
+    side.weight.fill_transposed(up);
+  } else {
+    side.weight.fill(weight);
+  }
   const int64_t group = chains_per_task(a.chains);
   parallel_for((a.chains + group - 1) / group, [&](int64_t task) {
     const int64_t start = task * group, chains = std::min(group, a.chains - start);
