@@ -84,6 +84,8 @@ def test_completion_is_the_conditional_expectation(spin: bool) -> None:
     found = model.inpaint(every[9].expand(4000, -1), mask, sweeps=40, average=10, key=1)
     assert torch.equal(found[:, mask], every[9, mask].expand(4000, -1))
     assert close(found[:, ~mask], expected[~mask])
+    several = model.inpaint(every[9].expand(1000, -1), mask, sweeps=40, average=10, draws=4, key=1)
+    assert torch.allclose(several, found.unflatten(0, (-1, 4)).mean(1), atol=1e-6)
     unread = torch.where(mask, every[9], 1 - every[9])
     assert torch.equal(model.inpaint(unread.expand(4000, -1), mask, sweeps=40, average=10, key=1), found)
 

@@ -160,15 +160,14 @@ class BoltzmannMachine(nn.Module):
             if self.learning.centred:
                 self.mean.lerp_(learning.averaged(clamped.mean(0)), self.learning.offset_rate if self.updates else 1.0)
                 # The bias is counted once, though it stands on both sides of the weights.
-                by_weight = by_weight - torch.outer(self.mean, by_bias) - torch.outer(by_bias, self.mean)
+                by_weight = by_weight.addr(self.mean, by_bias, alpha=-1).addr(by_bias, self.mean, alpha=-1)
                 by_weight.fill_diagonal_(0)
                 by_bias = by_bias - by_weight @ self.mean
             by_weight = ((by_weight + by_weight.t()) / 2).fill_diagonal_(0)
             distance = (clamped.mean(0) - free.mean(0)).square().mean()
             if self.training:
                 self.updates += 1
-        ascent = (self.weight * by_weight).sum() + (self.bias * by_bias).sum()
-        return {"loss": distance - (ascent - ascent.detach())}
+        return {"loss": learning.descent([self.weight, self.bias], [by_weight, by_bias], distance)}
 
     # Likelihoods.
 
@@ -209,18 +208,30 @@ class BoltzmannMachine(nn.Module):
 
     @torch.no_grad()
     def inpaint(
-        self, x: Tensor, mask: Tensor, *, sweeps: int = 100, average: int = 50, key: Tensor | int | None = None
+        self,
+        x: Tensor,
+        mask: Tensor,
+        *,
+        sweeps: int = 100,
+        average: int = 50,
+        draws: int = 1,
+        key: Tensor | int | None = None,
     ) -> Tensor:
         """Images (B, *shape) with hidden pixels filled in: what is expected given the visible ones.
 
         Args:
             mask: bool, broadcastable to (B, *shape); True marks what is visible. Hidden pixels are not read.
             sweeps, average: Gibbs sweeps with the visible pixels clamped, and over how many of the last the mean is taken.
+            draws: the mean over so many chains: one chain stays with one way to fill in for long.
         """
         if mask.dtype != torch.bool:
             raise TypeError(f"a mask must be bool, True where pixels are visible, got {mask.dtype}")
-        if not 0 < average <= sweeps:
-            raise ValueError(f"inpaint: average must be in 1..sweeps, got {average} of {sweeps}")
+        if not 0 < average <= sweeps or draws < 1:
+            raise ValueError(f"inpaint: average must be in 1..sweeps, got {average} of {sweeps}, and draws positive")
+        if draws > 1:
+            many, masks = (t.repeat_interleave(draws, 0) for t in (x, mask.expand(len(x), *self.shape)))
+            found = self.inpaint(many, masks, sweeps=sweeps, average=average, key=key)
+            return found.unflatten(0, (len(x), draws)).mean(1)
         noise = Noise(key, device=self.device)
         shown = mask.to(self.device).expand(len(x), *self.shape)
         on = self.probabilities(torch.where(shown, x, torch.zeros_like(x))).round()

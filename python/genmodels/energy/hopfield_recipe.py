@@ -59,10 +59,7 @@ class HopfieldRecipe(Recipe):
             raise ValueError(f"patterns must be between 1 and the {len(x)} training images, got {self.patterns}")
         if not 0 <= self.noise < 0.5:
             raise ValueError(f"noise must be in [0, 0.5), got {self.noise}")
-        if y is not None:
-            # The first of each class, then the second of each, ...
-            rank = torch.stack([(y[: i + 1] == y[i]).sum() for i in range(min(len(x), 50 * self.patterns))])
-            x = x[torch.argsort(rank, stable=True)]
+        x = x[drawn.various(y, len(x))]
         network = Hopfield(x[0].numel())
         network.store(spins(x[: self.patterns], images.levels), self.rule)
         return network
@@ -101,14 +98,14 @@ class HopfieldRecipe(Recipe):
     def draw_samples(
         self, model: nn.Module, dataset: Dataset, path: Path, *, n: int, seed: int, temperature: float
     ) -> None:
-        """Recalls of stored images, one a row; ``n`` is taken as rows, up to the number stored."""
+        """Recalls of stored images, up to ``n`` of them."""
         assert isinstance(model, Hopfield)
         shape = cast(ImageDataset, dataset).shape
         x = model.patterns[: min(n, 24)]
         worn = flip(x, self.noise, Noise(seed))
-        columns = [worn, model.recall(worn, self.max_sweeps).states, x]
-        shown = [(column.view(-1, *shape) + 1) / 2 for column in columns]
-        drawn.rows(path, shown, "noisy | recalled | stored", most=len(x))
+        rows = [worn, model.recall(worn, self.max_sweeps).states, x]
+        shown = [(row.view(-1, *shape) + 1) / 2 for row in rows]
+        drawn.compare(path, shown, "noisy, recalled, stored", most=len(x))
 
     def report(
         self, model: nn.Module, dataset: Dataset, out: Path, log: Sequence[Mapping[str, Any]]

@@ -69,6 +69,14 @@ def ascent(
     return torch.optim.SGD([decayed, {"params": list(biases)}], lr, momentum)
 
 
+def descent(parameters: Sequence[Tensor], steps: Sequence[Tensor], value: Tensor) -> Tensor:
+    """A loss of the given value whose gradient by each parameter is minus its step."""
+    ascent = torch.stack(
+        [torch.dot(p.flatten(), step.flatten()) for p, step in zip(parameters, steps, strict=True)]
+    ).sum()
+    return value - (ascent - ascent.detach())
+
+
 def process() -> tuple[int, int]:
     """This process's rank, and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -120,7 +128,7 @@ def centre(
     With ``dW' = <(v - mu)(h - lambda)>_+ - <...>_-``: ``db' = db - dW' lambda`` and ``dc' = dc - mu dW'`` (Melchior,
     Fischer and Wiskott, "How to center deep Boltzmann machines", 2016, algorithm 1).
     """
-    by_weight = by_weight - torch.outer(visible_mean, by_hidden) - torch.outer(by_visible, hidden_mean)
+    by_weight = by_weight.addr(visible_mean, by_hidden, alpha=-1).addr(by_visible, hidden_mean, alpha=-1)
     return by_weight, by_visible - by_weight @ hidden_mean, by_hidden - visible_mean @ by_weight
 
 

@@ -323,16 +323,14 @@ class Machine(nn.Module):
 
     def _site_terms(self, v: Tensor, sites: Tensor) -> Tensor:
         """``log p(v_site | all others)`` (B, m) of sites (B, m)."""
-        values = max(2, self.categories)
+        field = torch.addmm(self.hidden_bias, v, self.weight)[:, None]
         if self.visible == "binary":
-            on = torch.arange(2, dtype=v.dtype, device=v.device)
-            rows, biases = on[:, None] * self.weight[sites][:, :, None], on * self.visible_bias[sites][:, :, None]
-            now = v.gather(1, sites).long()
-        else:
-            unit = sites[:, :, None] * values + torch.arange(values, device=v.device)
-            rows, biases = self.weight[unit], self.visible_bias[unit]
-            now = v.unflatten(1, (-1, values)).argmax(2).gather(1, sites)
+            # By how much turning the unit over changes log p; of its two values only the other one has to be worked out.
+            turn = 1 - 2 * v.gather(1, sites)
+            other = F.softplus(field + turn[:, :, None] * self.weight[sites]).sum(2)
+            return F.logsigmoid(F.softplus(field).sum(2) - other - turn * self.visible_bias[sites])
+        unit = sites[:, :, None] * self.categories + torch.arange(self.categories, device=v.device)
+        rows, now = self.weight[unit], v.unflatten(1, (-1, self.categories)).argmax(2).gather(1, sites)
         old = rows.gather(2, now[:, :, None, None].expand(-1, -1, 1, self.hidden))
-        field = torch.addmm(self.hidden_bias, v, self.weight)[:, None, None] - old + rows
-        logits = biases + F.softplus(field).sum(3)
+        logits = self.visible_bias[unit] + F.softplus(field[:, :, None] - old + rows).sum(3)
         return logits.log_softmax(2).gather(2, now[:, :, None])[:, :, 0]

@@ -25,7 +25,8 @@ class LogZ(NamedTuple):
     samples of the machine. Both are log Z itself if ``exact``. ``ess``: what the forward chains' weights are worth.
 
     A log-likelihood made with ``low`` is optimistic and one made with ``high`` conservative, the more so the further
-    they are apart; where ``ess`` is a few chains, neither is to be trusted.
+    they are apart; where ``ess`` is a few chains, neither is to be trusted. ``low`` far above ``high`` says that the
+    samples that were annealed backwards are not the machine's: its chains miss where it puts its probability.
     """
 
     low: float

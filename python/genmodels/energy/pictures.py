@@ -47,10 +47,21 @@ def film(path: Path, frames: Tensor, title: str) -> None:
     shown[0].save(path.with_suffix(".gif"), save_all=True, append_images=shown[1:], duration=120, loop=0)
 
 
-def rows(path: Path, columns: Sequence[Tensor], title: str, most: int = 12) -> None:
-    """Images (n, C, H, W) of each column side by side, a row for each of the first ``most``."""
-    table = torch.stack([whole(column[:most]) for column in columns], 1)
-    pictures.grid(path, table.flatten(0, 1), columns=len(columns), title=title)
+def compare(path: Path, rows: Sequence[Tensor], title: str, most: int = 12) -> None:
+    """The first ``most`` images (n, C, H, W) of each row, what belongs together in one column."""
+    table = torch.cat([whole(row[:most]) for row in rows])
+    pictures.grid(path, table, columns=len(rows[0][:most]), title=title)
+
+
+def various(y: Tensor | None, n: int) -> Tensor:
+    """An order of ``n`` images that goes through the classes ``y`` in turn."""
+    if y is None:
+        return torch.arange(n)
+    rank = torch.empty(n, dtype=torch.int64)
+    for label in y.unique():
+        members = (y == label).nonzero()[:, 0]
+        rank[members] = torch.arange(len(members))
+    return (rank * (int(y.max()) + 1) + y).argsort()
 
 
 def likelihoods(path: Path, log: Sequence[Mapping[str, Any]]) -> None:

@@ -51,8 +51,8 @@ class RBM(Machine):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """A loss whose gradient is minus the estimated gradient of the log-likelihood, and the centred one's if asked for.
 
-        Its value is the difference of the free energies of the data and of the model's samples: near 0 while the
-        machine is in step with its chains; far below 0, the samples are no longer the model's.
+        Its value is the squared difference of the means of the data and of the model's samples, averaged over the visible
+        units: how far the samples are from the data.
         """
         options = self.learning
         with torch.no_grad():
@@ -68,6 +68,7 @@ class RBM(Machine):
             drawn, p = gmk.rbm_sample_hidden(v, self.weight, self.hidden_bias, key=self._key(2), first=first)
             v_neg, p_neg = self._negative(drawn, first)
             steps: tuple[Tensor, ...] = gmk.cd_statistics(v, p, v_neg, p_neg)
+            distance = steps[1].square().mean()
             if options.centred:
                 rate = options.offset_rate if self.updates else 1.0
                 for kept, found in ((self.visible_mean, v.mean(0)), (self.hidden_mean, p.mean(0))):
@@ -76,7 +77,6 @@ class RBM(Machine):
             if options.sparsity:
                 pull = options.sparsity * (options.target - p.mean(0))
                 steps = (steps[0] + torch.outer(v.mean(0), pull), steps[1], steps[2] + pull)
-            gap = self.free_energy(v).mean() - self.free_energy(v_neg).mean()
             if self.training:
                 self.updates += 1
         machine = [self.weight, self.visible_bias, self.hidden_bias]
@@ -87,8 +87,7 @@ class RBM(Machine):
                 residual = v - torch.addmm(self.visible_bias, p, self.weight.t())
                 steps = (*steps, ((v * residual).mean(0) - 1).view(self.shape))
             machine.append(self.log_scale)
-        ascent = torch.stack([(p * step).sum() for p, step in zip(machine, steps, strict=True)]).sum()
-        terms = {"loss": gap - (ascent - ascent.detach())}
+        terms = {"loss": learning.descent(machine, steps, distance)}
         return terms | {"swap_rate": self.swap_rates.mean()} if options.method == "pt" else terms
 
     def _negative(self, hidden: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +98,7 @@ class RBM(Machine):
             v = units.draw(self.visible, field, self.categories, Noise(key, first=first))
             if options.steps > 1:
                 v, _ = self.gibbs(v, options.steps - 1, key=self._key(4), first=first)
-            return v, self.hidden_given(v)
+            return v, self._activity(v)
         share, rank, world = learning.mine(options.chains)
         v = self._current()[share]
         chains, replicas = v.shape[:2]
@@ -120,7 +119,11 @@ class RBM(Machine):
             self.swap_rates.copy_(torch.where(tried, moved, self.swap_rates))
         self._keep(learning.everyone(v, world))
         samples = v[:, -1].contiguous()
-        return samples, self.hidden_given(samples)
+        return samples, self._activity(samples)
+
+    def _activity(self, v: Tensor) -> Tensor:
+        """The hidden probabilities of states, by the operator: of few units on, it reads few rows of the weights."""
+        return gmk.rbm_sample_hidden(v, self.weight, self.hidden_bias, key=self._key(5))[1]
 
     @torch.no_grad()
     def zero_sum_gauge(self) -> None:
@@ -168,6 +171,7 @@ class RBM(Machine):
         *,
         steps: int = 200,
         average: int = 100,
+        draws: int = 1,
         key: Tensor | int | None = None,
     ) -> Tensor:
         """Images (B, *shape) with their hidden pixels filled in by Gibbs sampling with the visible ones held fixed.
@@ -175,12 +179,19 @@ class RBM(Machine):
         Args:
             mask: bool, broadcastable to (B, *shape); True marks what is visible. Hidden pixels are not read.
             steps, average: after ``steps - average`` steps, the mean of ``p(v | h)`` over the last ``average``, so what is
-                expected; ``average=0`` gives one drawn filling.
+                expected; ``average=0`` gives a drawn filling.
+            draws: the mean over so many chains: one chain stays with one way to fill in for long.
         """
         if mask.dtype != torch.bool:
             raise TypeError(f"a mask must be bool, True where pixels are visible, got {mask.dtype}")
-        if not 0 <= average <= steps or steps < 1:
-            raise ValueError(f"steps must be at least 1 and average in 0..steps, got {steps} and {average}")
+        if not 0 <= average <= steps or steps < 1 or draws < 1:
+            raise ValueError(
+                f"steps and draws must be at least 1 and average in 0..steps, got {steps}, {draws} and {average}"
+            )
+        if draws > 1:
+            many, masks = (t.repeat_interleave(draws, 0) for t in (x, mask.expand(len(x), *self.shape)))
+            found = self.inpaint(many, masks, steps=steps, average=average, key=key)
+            return found.unflatten(0, (len(x), draws)).mean(1)
         shown = mask.to(self.device).expand(len(x), *self.shape)
         clamp = shown.flatten(1).repeat_interleave(self.categories, 1)
         noise = Noise(key, device=self.device)

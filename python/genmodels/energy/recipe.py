@@ -45,7 +45,7 @@ def completion(
     """The Brier score of the hidden bottom half of black-and-white test images, filled in and by the mean image."""
     mask = hide("bottom", cast(Any, data.shape))
     x, mean = black(data.splits["test"].x), black(data.splits["train"].x).mean(0)
-    filled = machine.inpaint(x, mask, key=2)
+    filled = machine.inpaint(x, mask, draws=4, key=2)
     below = ~mask.expand(data.shape)
     return {
         "test_brier_filled": float((filled - x)[:, below].square().mean()),
@@ -85,7 +85,7 @@ class RBMRecipe(_Images):
     summary: ClassVar[str] = "restricted Boltzmann machine (Smolensky 1986): CD-k, PCD, parallel tempering"
 
     batch_size: int = 100
-    fit: Fit = field(default_factory=lambda: Fit(max_seconds=110.0, lr=0.1, clip=0.0, warmup_steps=0))
+    fit: Fit = field(default_factory=lambda: Fit(max_seconds=110.0, lr=0.1, clip=0.0, warmup_steps=0, evaluations=5))
     """lr is that of plain gradient ascent, for Gaussian units a tenth of it; weight_decay acts on the weights."""
     hidden: int = 500
     visible: Visible = "binary"
@@ -143,9 +143,13 @@ class RBMRecipe(_Images):
         v = model.states(x, key=1)
         figures: dict[str, float] = {}
         if model.visible != "gaussian":
-            figures[f"{split}_pseudo_likelihood"] = float(model.pseudo_likelihood(v, key=1).mean())
+            figures[f"{split}_pseudo_likelihood"] = float(model.pseudo_likelihood(v, exact=True).mean())
         z = model.log_z(chains=self.ais_chains, betas=self.ais_betas, key=1)
         figures[f"{split}_log_likelihood"] = float(model.log_likelihood(v, z.low).mean())
+        if z.exact and split == "test":
+            # What annealing would have said, where the truth is known.
+            annealed = model.log_z(chains=self.ais_chains, betas=self.ais_betas, exact=False, key=1)
+            figures["ais_minus_exact"] = annealed.low - z.low
         if not z.exact:
             figures[f"{split}_log_likelihood_reverse"] = float(model.log_likelihood(v, z.high).mean())
             figures["ais_ess"] = z.ess
@@ -176,13 +180,19 @@ class RBMRecipe(_Images):
         files = {name: out / f"{name}.png" for name in names}
         self.draw_samples(model, images, files["samples"], n=96, seed=1, temperature=1.0)
         drawn.mosaic(files["filters"], model)
-        v = model.states(images.splits["test"].x[:10].to(model.device))
+        x = _few(images).to(model.device)
+        v = model.states(x[:10])
         drawn.film(files["chains"], model.film(v, 20, key=5), "chains that start at test images, 10 steps a frame")
-        x = images.splits["test"].x[:12].to(model.device)
         clean = model.images(model.states(x))
         _draw_repairs(model, clean, x, files["inpainting"], files["denoising"], self.visible)
         drawn.likelihoods(files["likelihood"], log)
         return figures, [*files.values(), files["chains"].with_suffix(".gif")]
+
+
+def _few(images: ImageDataset) -> Tensor:
+    """Test images of different classes."""
+    x, y = images.splits["test"]
+    return x[drawn.various(y, len(x))[:12]]
 
 
 def _columns(n: int) -> int:
@@ -195,21 +205,21 @@ def _draw_repairs(
     mask = hide("bottom", cast(Any, model.shape))
     shown = torch.where(mask, clean, torch.full_like(clean, 0.5))
     one, expected = (model.inpaint(x, mask, key=6, average=n) for n in (1, 50))
-    drawn.rows(inpainting, [shown, one, expected, clean], "visible | one filling | expected | original")
+    drawn.compare(inpainting, [shown, one, expected, clean], "visible, one filling, what is expected, original")
     if kind == "binary":
-        flipped, title = noisy(clean, 3), "with flipped pixels | denoised | original"
-        drawn.rows(denoising, [flipped, model.denoise(flipped, FLIPPED, key=4), clean], title)
+        flipped, title = noisy(clean, 3), "with flipped pixels, denoised, original"
+        drawn.compare(denoising, [flipped, model.denoise(flipped, FLIPPED, key=4), clean], title)
     elif kind == "gaussian":
         assert isinstance(model, RBM)
         spoilt = clean + model.spread.detach() * Noise(3).normal(clean.shape)
         fixed = model.denoise(spoilt, 1.0, key=4)
-        drawn.rows(denoising, [spoilt, fixed, clean], "with noise of every pixel's deviation | denoised | original")
+        drawn.compare(denoising, [spoilt, fixed, clean], "with noise of every unit's deviation, denoised, original")
     else:
         levels = model.levels
         lottery = Noise(3)
         spoilt = torch.where(lottery.uniform(x.shape) < FLIPPED, lottery.integers(levels, x.shape).to(x.dtype), x)
         fixed = model.denoise(spoilt, FLIPPED, key=4)
-        drawn.rows(denoising, [spoilt / (levels - 1), fixed, clean], "with random pixels | denoised | original")
+        drawn.compare(denoising, [spoilt / (levels - 1), fixed, clean], "with random pixels, denoised, original")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +287,7 @@ class BoltzmannRecipe(_Images):
         figures = self.evaluate(model, images, "test")
         files = {name: out / f"{name}.png" for name in ("samples", "inpainting", "denoising", "likelihood")}
         self.draw_samples(model, images, files["samples"], n=96, seed=1, temperature=1.0)
-        x = images.splits["test"].x[:12].to(model.device)
+        x = _few(images).to(model.device)
         clean = model.probabilities(x).round().view(x.shape)
         _draw_repairs(model, clean, x, files["inpainting"], files["denoising"])
         drawn.likelihoods(files["likelihood"], log)
