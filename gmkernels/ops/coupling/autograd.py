@@ -12,6 +12,7 @@ The operator of the first derivative leaves dt to autograd, which already knows 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import library
@@ -19,9 +20,12 @@ from . import library
 
 @library.affine_coupling.derivative
 def _affine_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
-    x, s, t, mask = saved
-    grad_x, grad_s = library.affine_coupling_backward(*grads, x, s, t, mask, *constants)
-    return grad_x, grad_s, _shift(grads[0], grad_x, mask, constants[2]).to(t.dtype), None
+    (x, s, t, mask), (grad_y, grad_logdet), dtype = saved, grads, saved[0].dtype
+    if constants[2] and t.dtype != dtype:
+        # The inverse's dt is -dx, which must not be rounded to a narrower x on its way.
+        x, grad_y = (v.to(torch.promote_types(dtype, t.dtype)) for v in (x, grad_y))
+    grad_x, grad_s = library.affine_coupling_backward(grad_y, grad_logdet, x, s, t, mask, *constants)
+    return grad_x.to(dtype), grad_s, _shift(grad_y, grad_x, mask, constants[2]).to(t.dtype), None
 
 
 @library.affine_coupling_backward.derivative
