@@ -166,7 +166,7 @@ def _train(args: list[str]) -> int:
         model = recipe.build(dataset)
         continuing = bool(checkpoints(out)) if out.is_dir() else False
         say(f"{'continuing' if continuing else 'training'} {model_name} on {recipe.data} in {out}")
-        say(f"{sum(p.numel() for p in model.parameters()):,} parameters; coupling kernels: {_backends()}")
+        say(f"{sum(p.numel() for p in model.parameters()):,} parameters; kernels: {_backends()}")
         config = {"model": model_name, "recipe": dataclasses.asdict(recipe), "version": gmk.__version__}
 
         def record() -> None:

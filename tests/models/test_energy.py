@@ -200,6 +200,8 @@ def test_swaps_leave_every_temperature_its_law() -> None:
     for odd in (0, 1):
         v, tried, rate = learning.swap(every.double()[drawn], field[drawn], energy[drawn], betas.double(), uniform, odd)
         assert tried.tolist() == [odd == 0, odd == 1]
+        held = place(model, v.float().flatten(0, 1)).view(n, 3)
+        assert torch.equal(held.sort(1).values, drawn.sort(1).values), "states change places, none is lost"
         for replica in range(3):
             assert p_value(place(model, v[:, replica].float()), p[replica]) > ALPHA
         a, b = (0, 1) if odd == 0 else (1, 2)
@@ -361,6 +363,19 @@ def test_the_centred_gradient_does_not_care_what_is_called_zero() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(learning.centre(dw, dv, dh, 0 * mu, 0 * nu), (dw, dv, dh), strict=True)
     )
+
+
+def test_the_centred_gradient_is_a_step_of_the_centred_machine() -> None:
+    """(v - mu) W (h - lambda) + b v + c h has the ordinary biases b - W lambda and c - mu W."""
+    generator = torch.Generator().manual_seed(2)
+    w, dw, b, db, c, dc, mu, nu = (
+        torch.randn(s, generator=generator) for s in ((5, 3), (5, 3), (5,), (5,), (3,), (3,), (5,), (3,))
+    )
+    centred = dw - torch.outer(mu, dc) - torch.outer(db, nu)
+    ordinary = lambda w, b, c: (w, b - w @ nu, c - mu @ w)  # noqa: E731
+    moved = zip(ordinary(w + centred, b + db, c + dc), ordinary(w, b, c), strict=True)
+    for ours, (after, before) in zip(learning.centre(dw, db, dc, mu, nu), moved, strict=True):
+        assert torch.allclose(ours, after - before, atol=1e-5)
 
 
 def test_centring_is_used_with_the_data_s_means() -> None:
