@@ -140,7 +140,7 @@ def _first_line(documented: Any) -> str:
 
 def _table(rows: list[tuple[str, str]]) -> None:
     for name, text in rows:
-        print(f"{name:<16}{text}")
+        print(f"{name:<18}{text}")
 
 
 def _train(args: list[str]) -> int:
