@@ -238,7 +238,36 @@ def gaussian() -> Iterator[Case]:
     )
 
 
-FAMILIES = {"affine": affine, "planar": planar, "minibatch": minibatch, "random": random, "gaussian": gaussian}
+def rbm() -> Iterator[Case]:
+    from gmkernels.ops.gibbs import rbm_triton as family
+
+    key = _empty(2, dtype=torch.int64)
+    for chains, visible, hidden in ((64, 784, 500), (8192, 784, 512), (3, 7, 5)):
+        v, w, vb, hb = _empty(chains, visible), _empty(visible, hidden), _empty(visible), _empty(hidden)
+        machine, beta = (v, w, vb, hb, key), _empty(chains)
+        clamp = _empty(chains, visible, dtype=torch.bool)
+        name = f"{chains} chains {visible}x{hidden}"
+        yield f"{name} exact", lambda m=machine: family.rbm_gibbs(*m, None, None, 100, 0, False, False)
+        yield f"{name} fixed", lambda m=machine: family.rbm_gibbs(*m, None, None, 100, 0, False, True)
+        held = (*machine, beta, clamp)
+        yield f"{name} exact held", lambda m=held: family.rbm_gibbs(*m, 100, 0, False, False)
+        yield f"{name} Gaussian held", lambda m=held: family.rbm_gibbs(*m, 100, 0, True, False)
+        up, down = (v, w, hb, key, None, 0), (_empty(chains, hidden), w, vb, key, beta, 0)
+        yield f"{name} hidden", lambda a=up: family.rbm_conditional(*a, False, False)
+        yield f"{name} visible", lambda a=down: family.rbm_conditional(*a, True, False)
+        yield f"{name} Gaussian visible", lambda a=down: family.rbm_conditional(*a, True, True)
+    for batch, dtype in ((4096, torch.float32), (3, torch.float32), (4096, torch.float16), (4096, torch.bfloat16)):
+        field, g = _empty(batch, 500, dtype=dtype), _empty(batch)
+        name = f"energy {batch} {dtype}"
+        yield f"{name} forward", lambda f=field: family.rbm_softplus_sum(f)
+        yield f"{name} backward", lambda f=field, g=g: family.rbm_softplus_sum_backward(g, f)
+        yield f"{name} double", lambda f=field, g=g: family.rbm_softplus_sum_double_backward(f, g, f)
+
+
+FAMILIES = {
+    "affine": affine, "planar": planar, "minibatch": minibatch, "random": random, "gaussian": gaussian,
+    "rbm": rbm,
+}  # fmt: skip
 # What CI compiles, for sm_90: every kernel, and the heaviest tile of each.
 QUICK = {
     "affine tile 4096x2 forward", "affine softplus inverse=True backward", "affine tanh inverse=True double",
@@ -251,6 +280,8 @@ QUICK = {
     "random bits", "random uniform torch.float32", "random normal torch.float64", "random bernoulli torch.float32",
     "gaussian draw 4096x20 forward", "gaussian draw 4096x31 backward", "gaussian draw interleaved double",
     "gaussian bernoulli masked forward", "gaussian gaussian wide backward", "gaussian gaussian interleaved double",
+    "rbm 64 chains 784x500 exact held", "rbm 8192 chains 784x512 fixed", "rbm 64 chains 784x500 visible",
+    "rbm energy 4096 torch.float32 forward", "rbm energy 4096 torch.bfloat16 double",
 }  # fmt: skip
 
 

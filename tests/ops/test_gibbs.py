@@ -30,6 +30,10 @@ BACKENDS = [
     if backends.unavailable(name) is None and name in ("reference", *gmk.core.doors.OPERATORS["rbm_gibbs"].backends)
 ]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
+# Long chains are for kernels that run, not for Triton's interpreter, where one step from every state has been seen.
+running = pytest.mark.parametrize(
+    "backend", [b for b in BACKENDS if b.values[0] != "triton" or not support.INTERPRETER]
+)
 each_precision = pytest.mark.parametrize("precision", ["exact", "fixed"])
 
 
@@ -91,7 +95,7 @@ def assert_law(counts: Tensor, expected: Tensor) -> None:
 
 
 def draws(backend: str) -> int:
-    return 1 << 17 if backend != "triton" or not support.INTERPRETER else 1 << 11
+    return 1 << 17 if backend != "triton" or not support.INTERPRETER else 1 << 10
 
 
 def on(backend: str, *tensors: Tensor) -> list[Tensor]:
@@ -143,7 +147,7 @@ def test_one_step_has_the_conditional_law_from_every_state(backend: str, precisi
     assert_law(torch.bincount(cell, minlength=32 * 16 * 32), expected.flatten())
 
 
-@each_backend
+@running
 @each_precision
 @pytest.mark.parametrize("beta", [None, 0.6])
 def test_many_steps_lead_to_the_stationary_law(backend: str, precision: str, beta: float | None) -> None:
@@ -153,9 +157,8 @@ def test_many_steps_lead_to_the_stationary_law(backend: str, precision: str, bet
     b = 1.0 if beta is None else beta
     arguments = on(backend, torch.zeros(chains, 6), *parameters, key(3))
     tempered = None if beta is None else torch.full((chains,), beta, device=support.device(backend))
-    steps = 60 if backend != "triton" else 20
     v, h = gmk.rbm_gibbs(
-        *arguments[:4], key=arguments[4], steps=steps, precision=precision, beta=tempered, backend=backend
+        *arguments[:4], key=arguments[4], steps=60, precision=precision, beta=tempered, backend=backend
     )
     energy = -(states(6) @ vb)[:, None] - states(5) @ hb - states(6) @ w @ states(5).T
     joint = torch.softmax((-b * energy).flatten(), 0).reshape(64, 32)
@@ -186,14 +189,13 @@ def test_gaussian_units_have_the_conditional_law(backend: str) -> None:
     assert (residual.T.cov(correction=0) - torch.eye(3)).abs().max() < 1.5 * limit
 
 
-@each_backend
+@running
 def test_gaussian_chains_lead_to_the_stationary_law(backend: str) -> None:
     """Of h: p(h) is proportional to exp(hb . h + |vb + W h|^2 / 2 - |vb|^2 / 2)."""
     weight, vb, hb = machine(3, 4, 6, 0.6)
     chains = draws(backend) // 2
     arguments = on(backend, torch.zeros(chains, 3), weight, vb, hb, key(7))
-    steps = 40 if backend != "triton" else 15
-    _, h = gmk.rbm_gibbs(*arguments[:4], key=arguments[4], steps=steps, visible="gaussian", backend=backend)
+    _, h = gmk.rbm_gibbs(*arguments[:4], key=arguments[4], steps=40, visible="gaussian", backend=backend)
     every = states(4)
     log_p = every @ hb.double() + 0.5 * (vb.double() + every @ weight.double().T).square().sum(1)
     assert_law(torch.bincount(index(h.cpu()), minlength=16), torch.softmax(log_p, 0) * chains)

@@ -43,7 +43,6 @@ rbm_gibbs = Operator(
     " Tensor? clamp, SymInt steps, SymInt first, bool gaussian, bool fixed, str backend) -> (Tensor, Tensor)",
     _fake_gibbs,
     _gibbs,
-    ("cpu",),
 )
 rbm_conditional = Operator(
     "gibbs",
@@ -51,7 +50,6 @@ rbm_conditional = Operator(
     " bool to_visible, bool gaussian, str backend) -> (Tensor, Tensor)",
     _fake_conditional,
     _conditional,
-    ("cpu",),
 )
 
 
@@ -72,7 +70,10 @@ def _fake_double_backward(grad_grad: Tensor, grad: Tensor, field: Tensor) -> tup
 
 
 rbm_softplus_sum = Operator(
-    "gibbs", "rbm_softplus_sum(Tensor field, str backend) -> Tensor", _fake_sum, reference.rbm_softplus_sum, ("cpu",)
+    "gibbs",
+    "rbm_softplus_sum(Tensor field, str backend) -> Tensor",
+    _fake_sum,
+    reference.rbm_softplus_sum,
 )
 rbm_softplus_sum_backward = Operator(
     "gibbs", "rbm_softplus_sum_backward(Tensor grad, Tensor field, str backend) -> Tensor", _fake_backward
