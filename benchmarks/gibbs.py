@@ -28,6 +28,7 @@ from torch import Tensor
 import gmkernels as gmk
 from genmodels.data import mnist5k
 
+from . import boltzmann
 from .case import Built, Case, Inputs, Program, Provider, Setting, backend_of
 from .peers import ebm as peers
 
@@ -180,4 +181,4 @@ def _case(chains: int) -> Case:
     )
 
 
-CASES = tuple(_case(chains) for chains in (1, 64, 512))
+CASES = (*(_case(chains) for chains in (1, 64, 512)), *boltzmann.CASES)

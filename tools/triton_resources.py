@@ -238,6 +238,26 @@ def gaussian() -> Iterator[Case]:
     )
 
 
+def boltzmann() -> Iterator[Case]:
+    from gmkernels.ops.gibbs import ais_triton, boltzmann_triton
+
+    key, order = _empty(2, dtype=torch.int64), _empty(794, dtype=torch.int64)
+    for units in (12, 794, 5000):
+        x, w, b, beta = _empty(64, units), _empty(units, units), _empty(units), _empty(64)
+        tensors = (x, w, b, key, beta)
+        yield f"spin {units}", lambda t=tensors: boltzmann_triton.boltzmann_gibbs(*t, None, None, 10, 0, True)
+        yield f"recall {units}", lambda t=tensors: boltzmann_triton.hopfield_recall(*t[:3], 20)
+    x, w, b, clamp = _empty(64, 794), _empty(794, 794), _empty(794), _empty(64, 794, dtype=torch.bool)
+    held = (x, w, b, key, _empty(64), clamp, order)
+    yield "binary held ordered", lambda: boltzmann_triton.boltzmann_gibbs(*held, 10, 0, False)
+    for visible, hidden in ((784, 500), (7, 5)):
+        w, v, h = _empty(visible, hidden), _empty(visible), _empty(hidden)
+        machine = (w, v, h, key, _empty(1000), v)
+        yield f"ais {visible}x{hidden} forward", lambda m=machine: ais_triton.ais_log_z(*m, None, 100, 0)
+        start = _empty(100, visible)
+        yield f"ais {visible}x{hidden} reverse", lambda m=machine, v=start: ais_triton.ais_log_z(*m, v, 100, 0)
+
+
 def rbm() -> Iterator[Case]:
     from gmkernels.ops.gibbs import rbm_triton as family
 
@@ -266,7 +286,7 @@ def rbm() -> Iterator[Case]:
 
 FAMILIES = {
     "affine": affine, "planar": planar, "minibatch": minibatch, "random": random, "gaussian": gaussian,
-    "rbm": rbm,
+    "boltzmann": boltzmann, "rbm": rbm,
 }  # fmt: skip
 # What CI compiles, for sm_90: every kernel, and the heaviest tile of each.
 QUICK = {
@@ -280,6 +300,7 @@ QUICK = {
     "random bits", "random uniform torch.float32", "random normal torch.float64", "random bernoulli torch.float32",
     "gaussian draw 4096x20 forward", "gaussian draw 4096x31 backward", "gaussian draw interleaved double",
     "gaussian bernoulli masked forward", "gaussian gaussian wide backward", "gaussian gaussian interleaved double",
+    "boltzmann spin 794", "boltzmann binary held ordered", "boltzmann recall 794", "boltzmann ais 784x500 forward",
     "rbm 64 chains 784x500 exact held", "rbm 8192 chains 784x512 fixed", "rbm 64 chains 784x500 visible",
     "rbm energy 4096 torch.float32 forward", "rbm energy 4096 torch.bfloat16 double",
 }  # fmt: skip

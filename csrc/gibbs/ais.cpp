@@ -5,7 +5,7 @@
 // fewer; anew in any case every 128 steps, so that rounding errors cannot pile up. This is decided for each chain by
 // its own states, and the order of additions is one for all, so how chains are grouped changes no bit. The weights lie
 // in tiles that fit the first-level cache, and all chains of a group pass over a tile before the next.
-#include "gibbs.h"
+#include "places.h"
 
 namespace gmk {
 namespace GMK_ISA {
@@ -13,16 +13,16 @@ namespace {
 
 using Args = gmk_ais_args;
 constexpr int64_t kRefresh = 128;
-constexpr int kProduct = 64;      // factors between 1 and 2 that float32 holds the product of, with room to spare
-constexpr int kTile = 6;          // packs of units whose rows make a tile
-constexpr int kStripBytes = 256;  // and how much of each
+constexpr int kProduct = 64;  // factors between 1 and 2 that float32 holds the product of, with room to spare
 
 using rbm::exp_minus;
+using rbm::kTilePacks;
 using rbm::Matrix;
+using rbm::Sum;
 
 // The weights into one side's units: for strips of a few packs, the rows of the other side's units one after the other.
 template <class T> struct Weights {
-  static constexpr int kStrip = kStripBytes / int(sizeof(T)) / kLanes;  // packs
+  static constexpr int kStrip = rbm::kStripPacks<T>;
   const int64_t units, others, packs = (units + kLanes - 1) / kLanes, strips = (packs + kStrip - 1) / kStrip;
   Matrix<T> rows, bias;
 
@@ -59,45 +59,25 @@ template <class T> struct Side {
 template <class T> class Follow {
   const Side<T>& from;
   Side<T>& to;
-  const int64_t chains, tiles = std::max<int64_t>(1, (from.packs + kTile - 1) / kTile);  // without units, biases remain
+  const int64_t chains,
+      tiles = std::max<int64_t>(1, (from.packs + kTilePacks - 1) / kTilePacks);  // without units, biases remain
   // For each chain and tile, the rows to add and those to take off, as places in the tile.
   std::vector<uint32_t> list;
   std::vector<int64_t> start;
   std::vector<char> anew;
 
-  static uint32_t* append(uint32_t* out, uint32_t bits, uint32_t first) {
-#if defined(__AVX512F__)
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i row = _mm512_add_epi32(lane, _mm512_set1_epi32(int(first)));
-    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(__mmask16(bits), row));
-    return out + __builtin_popcount(bits);
-#else
-    for (; bits; bits &= bits - 1) *out++ = first + uint32_t(__builtin_ctz(bits));
-    return out;
-#endif
-  }
-
-  template <int Packs, bool Minus>
-  static GMK_INLINE void rows(pack<T> (&total)[Packs], const T* tile, const uint32_t* first, const uint32_t* last) {
-    for (; first < last; ++first) {
-      const T* row = tile + size_t(*first) * (Packs * kLanes);
-      for (int p = 0; p < Packs; ++p)
-        total[p] = Minus ? total[p] - load(row + p * kLanes) : total[p] + load(row + p * kLanes);
-    }
-  }
-
   template <int Packs> GMK_OUTLINE void strip(int64_t s) const {
     const int64_t offset = to.in.start(s) * kLanes;
     for (int64_t t = 0; t < tiles; ++t) {
-      const T* tile = to.in.tile(s, t * kTile * kLanes);
+      const T* tile = to.in.tile(s, t * kTilePacks * kLanes);
       for (int64_t c = 0; c < chains; ++c) {
         T* field = to.fields[c] + offset;
         const T* origin = anew[c] && t == 0 ? to.in.bias[0] + offset : field;
         const int64_t* at = &start[2 * (c * tiles + t)];
         pack<T> total[Packs];
         for (int p = 0; p < Packs; ++p) total[p] = load(origin + p * kLanes);
-        rows<Packs, false>(total, tile, &list[at[0]], &list[at[1]]);
-        rows<Packs, true>(total, tile, &list[at[1]], &list[at[2]]);
+        rbm::add_places<Sum::plus>(total, tile, &list[at[0]], &list[at[1]]);
+        rbm::add_places<Sum::minus>(total, tile, &list[at[1]], &list[at[2]]);
         for (int p = 0; p < Packs; ++p) store(field + p * kLanes, total[p]);
       }
     }
@@ -113,13 +93,13 @@ template <class T> class Follow {
         set += __builtin_popcount(now[p]), changed += __builtin_popcount(now[p] ^ old[p]);
       anew[c] = refresh || changed >= set;
       for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t low = t * kTile, high = std::min(from.packs, low + kTile);
+        const int64_t low = t * kTilePacks, high = std::min(from.packs, low + kTilePacks);
         *at++ = out - list.data();
         for (int64_t p = low; p < high; ++p)
-          out = append(out, anew[c] ? now[p] : now[p] & ~old[p], uint32_t(p - low) * kLanes);
+          out = rbm::append_places(out, anew[c] ? now[p] : now[p] & ~old[p], uint32_t(p - low) * kLanes);
         *at++ = out - list.data();
         for (int64_t p = low; p < high && !anew[c]; ++p)
-          out = append(out, old[p] & ~now[p], uint32_t(p - low) * kLanes);
+          out = rbm::append_places(out, old[p] & ~now[p], uint32_t(p - low) * kLanes);
       }
     }
     *at = out - list.data();

@@ -5,7 +5,7 @@
 // block that change are found sixteen at once, and only those cost anything: the block's own fields are brought up to
 // date after each, all others once per block. The order of sums is that of the definition: what a field receives, it
 // receives unit by unit. Chains do not see each other, so how they are grouped changes no bit.
-#include "gibbs.h"
+#include "places.h"
 
 namespace gmk {
 namespace GMK_ISA {
@@ -41,56 +41,17 @@ template <class T> struct Machine {
   const int64_t units = a.units, blocks = (units + kLanes - 1) / kLanes, whole = units / kLanes;
   const int rest = int(units % kLanes);
   const T low = a.spin ? T(-1) : T(0), change = T(1) - low;
+  Matrix<T> off;  // the fields with all units off, summed from the bias up through the units
+
+  explicit Machine(const Args& args) : a(args), off(1, args.units) {
+    std::copy_n(bias, units, off[0]);
+    for (int64_t j = 0; a.spin && j < units; ++j)
+      for (int64_t b = 0; b < blocks; ++b)
+        store(off[0] + b * kLanes, load(off[0] + b * kLanes) - row(weight + j * units, b));
+  }
 
   GMK_INLINE P row(const T* from, int64_t block) const {
     return block < whole ? load(from + block * kLanes) : load_n(from + block * kLanes, rest);
-  }
-
-  // ---- fields from nothing ----
-
-  // The fields of `Chains` chains in `Packs` whole packs, from the bias up through all units.
-  template <int Chains, int Packs> GMK_INLINE void sums(const T* const* states, T* const* fields, int64_t block) const {
-    P total[Chains][Packs];
-    for (int p = 0; p < Packs; ++p)
-      for (int c = 0; c < Chains; ++c) total[c][p] = load(bias + (block + p) * kLanes);
-    const T* w = weight + block * kLanes;
-    for (int64_t j = 0; j < units; ++j, w += units) {
-      P across[Packs];
-      for (int p = 0; p < Packs; ++p) across[p] = load(w + p * kLanes);
-      for (int c = 0; c < Chains; ++c)
-        for (int p = 0; p < Packs; ++p) total[c][p] = fma(P(states[c][j]), across[p], total[c][p]);
-    }
-    for (int c = 0; c < Chains; ++c)
-      for (int p = 0; p < Packs; ++p) store(fields[c] + (block + p) * kLanes, total[c][p]);
-  }
-
-  template <int Chains> void sums_of(const T* const* states, T* const* fields, int64_t from, int64_t to) const {
-    constexpr int kWide = sizeof(T) == 4 ? 4 : 2;
-    int64_t block = from;
-    for (; block + kWide <= std::min(to, whole); block += kWide) sums<Chains, kWide>(states, fields, block);
-    for (; block < std::min(to, whole); ++block) sums<Chains, 1>(states, fields, block);
-    if (block >= to) return;
-    for (int c = 0; c < Chains; ++c) {
-      P total = load_n(bias + block * kLanes, rest);
-      for (int64_t j = 0; j < units; ++j) total = fma(P(states[c][j]), row(weight + j * units, block), total);
-      store(fields[c] + block * kLanes, total);
-    }
-  }
-
-  void all_fields(const Matrix<T>& states, const Matrix<T>& fields, int64_t chains) const {
-    constexpr int kChains = 4;
-    const int64_t strip = 8;  // packs whose column of the weights stays in the second-level cache
-    for (int64_t from = 0; from < blocks; from += strip) {
-      int64_t c = 0;
-      const T* s[kChains];
-      T* f[kChains];
-      for (; c + kChains <= chains; c += kChains) {
-        for (int k = 0; k < kChains; ++k) s[k] = states[c + k], f[k] = fields[c + k];
-        sums_of<kChains>(s, f, from, std::min(blocks, from + strip));
-      }
-      for (; c < chains; ++c)
-        s[0] = states[c], f[0] = fields[c], sums_of<1>(s, f, from, std::min(blocks, from + strip));
-    }
   }
 
   // ---- changes ----
@@ -134,40 +95,81 @@ template <class T> struct Machine {
   }
 };
 
-// The chains of a task: their states as bits, and as numbers for the sums.
+// The chains of a task: their states and the units that are free, as bits, sixteen units a number.
 template <class T> struct Chains {
+  using P = pack<T>;
   const Machine<T>& m;
   const int64_t first, count;
-  Matrix<T> numbers, fields;
+  Matrix<T> fields;
   std::vector<uint16_t> on, free;
 
   Chains(const Machine<T>& machine, int64_t from, int64_t to)
       : m(machine),
         first(from),
         count(to - from),
-        numbers(count, m.units),
         fields(count, m.units),
         on(count * m.blocks),
         free(count * m.blocks) {
     for (int64_t c = 0; c < count; ++c)
-      for (int64_t i = 0; i < m.units; ++i) {
-        const int64_t at = (first + c) * m.units + i;
-        const uint16_t bit = uint16_t(1u << i % kLanes);
-        numbers[c][i] = m.x[at];
-        if (m.x[at] > 0) on[c * m.blocks + i / kLanes] |= bit;
-        if (!m.a.clamp || !m.a.clamp[at]) free[c * m.blocks + i / kLanes] |= bit;
+      for (int64_t b = 0; b < m.blocks; ++b) {
+        const int64_t at = (first + c) * m.units + b * kLanes;
+        const int lanes = int(std::min<int64_t>(kLanes, m.units - b * kLanes));
+        on[c * m.blocks + b] = uint16_t(mask_bits(m.row(m.x + (first + c) * m.units, b) > T(0)));
+        uint32_t held = 0;
+        for (int l = 0; m.a.clamp && l < lanes; ++l) held |= uint32_t(m.a.clamp[at + l] != 0) << l;
+        free[c * m.blocks + b] = uint16_t(((1u << lanes) - 1) & ~held);
       }
-  }
-  T number(int64_t c, int64_t i) const { return on[c * m.blocks + i / kLanes] >> i % kLanes & 1 ? T(1) : m.low; }
-
-  void refresh() {
-    for (int64_t c = 0; c < count; ++c)
-      for (int64_t i = 0; i < m.units; ++i) numbers[c][i] = number(c, i);
-    m.all_fields(numbers, fields, count);
   }
   void write() const {
     for (int64_t c = 0; c < count; ++c)
-      for (int64_t i = 0; i < m.units; ++i) static_cast<T*>(m.a.out)[(first + c) * m.units + i] = number(c, i);
+      for (int64_t b = 0; b < m.blocks; ++b) {
+        T x[kLanes];
+        const uint32_t bits = on[c * m.blocks + b];
+        for (int l = 0; l < kLanes; ++l) x[l] = bits >> l & 1 ? T(1) : m.low;
+        std::copy_n(x, std::min<int64_t>(kLanes, m.units - b * kLanes),
+                    static_cast<T*>(m.a.out) + (first + c) * m.units + b * kLanes);
+      }
+  }
+
+  // The fields from nothing: what they are with all units off, and the rows of the units that are on.
+  void refresh() {
+    const int64_t tiles = (m.blocks + rbm::kTilePacks - 1) / rbm::kTilePacks;
+    std::vector<uint32_t> places(count * m.blocks * kLanes + kLanes);
+    std::vector<int64_t> start(count * tiles + 1);
+    uint32_t* out = places.data();
+    for (int64_t k = 0; k < count * tiles; ++k) {
+      start[k] = out - places.data();
+      const int64_t low = k % tiles * rbm::kTilePacks, high = std::min(m.blocks, low + rbm::kTilePacks);
+      for (int64_t b = low; b < high; ++b)
+        out = rbm::append_places(out, on[k / tiles * m.blocks + b], uint32_t(b - low) * kLanes);
+    }
+    start.back() = out - places.data();
+    constexpr int kStrip = rbm::kStripPacks<T>;
+    Matrix<T> tile(rbm::kTilePacks * kLanes, kStrip * kLanes);
+    const auto strip = [&](int64_t block, auto packs) {
+      constexpr int kPacks = decltype(packs)::value;
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t low = t * rbm::kTilePacks * kLanes, high = std::min(m.units, low + rbm::kTilePacks * kLanes);
+        for (int64_t j = low; j < high; ++j)
+          for (int p = 0; p < kPacks; ++p)
+            store(tile[0] + ((j - low) * kPacks + p) * kLanes, m.row(m.weight + j * m.units, block + p));
+        for (int64_t c = 0; c < count; ++c) {
+          T* field = fields[c] + block * kLanes;
+          const T* origin = t == 0 ? m.off[0] + block * kLanes : field;
+          P total[kPacks];
+          for (int p = 0; p < kPacks; ++p) total[p] = load(origin + p * kLanes);
+          const uint32_t *from = &places[start[c * tiles + t]], *to = &places[start[c * tiles + t + 1]];
+          if (m.a.spin)
+            rbm::add_places<rbm::Sum::twice>(total, tile[0], from, to);
+          else
+            rbm::add_places<rbm::Sum::plus>(total, tile[0], from, to);
+          for (int p = 0; p < kPacks; ++p) store(field + p * kLanes, total[p]);
+        }
+      }
+    };
+    int64_t block = 0;
+    for (; block + kStrip <= m.blocks; block += kStrip) strip(block, std::integral_constant<int, kStrip>());
+    for (; block < m.blocks; ++block) strip(block, std::integral_constant<int, 1>());
   }
 };
 
@@ -221,7 +223,7 @@ template <class T> void recall(const Machine<T>& m, int64_t from, int64_t to) {
 }
 
 template <class T> int run(const Args& a, void (*task)(const Machine<T>&, int64_t, int64_t)) {
-  const Machine<T> machine{a};
+  const Machine<T> machine(a);
   // Few enough for several processors, and enough to share what they read.
   const int64_t size = std::clamp<int64_t>((a.batch + 3) / 4, 8, 32);
   parallel_for((a.batch + size - 1) / size,

@@ -30,14 +30,12 @@ boltzmann_gibbs = Operator(
     " SymInt sweeps, SymInt first, bool spin, str backend) -> Tensor",
     _fake_gibbs,
     boltzmann_reference.boltzmann_gibbs,
-    ("cpu",),
 )
 hopfield_recall = Operator(
     "gibbs",
     "hopfield_recall(Tensor x, Tensor weight, Tensor bias, SymInt max_sweeps, str backend) -> (Tensor, Tensor)",
     _fake_recall,
     boltzmann_reference.hopfield_recall,
-    ("cpu",),
 )
 ais_log_z = Operator(
     "gibbs",
@@ -45,5 +43,4 @@ ais_log_z = Operator(
     " Tensor? reverse_from, SymInt chains, SymInt first, str backend) -> Tensor",
     _fake_ais,
     ais_reference.ais_log_z,
-    ("cpu",),
 )

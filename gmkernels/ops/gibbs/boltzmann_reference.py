@@ -1,9 +1,10 @@
 """The definition of sequential Gibbs sweeps and of Hopfield recall: plain PyTorch, float32 or float64.
 
-Order of sums. The field of unit i is ``f_i = b_i + sum_j x_j W_ji``, added up from ``b_i`` over the units j in the order
-of the sweep; then every unit that changes by ``d`` adds ``d W_i`` to all fields at once, before the next unit is looked
-at. A product with a state is exact, so there is one rounding per addition. Every ``REFRESH`` sweeps the fields are
-summed anew, which bounds what these roundings add up to.
+Order of sums. The field of unit i is ``f_i = b_i + sum_j x_j W_ji``. With all units off it is added up from ``b_i`` through
+the units j in the order of the sweep; then, in that order, the units that are on are changed. Every unit that changes by
+``d`` adds ``d W_i`` to all fields at once, before the next unit is looked at. A product with such a change is exact, so
+there is one rounding per addition. Every ``REFRESH`` sweeps the fields are summed anew, which bounds what these roundings
+add up to.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ def logits(word: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.log(up / down)
 
 
-def fields(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    total = bias.expand(x.shape)
+def fields(x: Tensor, weight: Tensor, bias: Tensor, low: float) -> Tensor:
+    """The fields from nothing; ``low`` is the state of a unit that is off."""
+    total = bias
+    for row in weight if low else ():
+        total = total + low * row
+    total = total.expand(x.shape)
     for j in range(x.shape[1]):
-        total = total + x[:, j, None] * weight[j]
+        total = total + (x[:, j, None] - low) * weight[j]
     return total
 
 
@@ -57,7 +62,7 @@ def boltzmann_gibbs(
     for sweep in range(sweeps if units else 0):
         threshold = logits(unit_words(key, chains, ids, sweep), x.dtype)
         if sweep % REFRESH == 0:
-            f = fields(torch.stack(columns, 1), w, b)
+            f = fields(torch.stack(columns, 1), w, b, low)
         for i in range(units):
             drawn = torch.where(slope * f[:, i] > threshold[:, i], 1.0, low).to(x.dtype)
             new = drawn if held is None else torch.where(held[:, i], columns[i], drawn)
@@ -74,7 +79,7 @@ def hopfield_recall(x: Tensor, weight: Tensor, bias: Tensor, max_sweeps: int) ->
     f = x  # before the first sweep, there are none
     for sweep in range(max_sweeps if columns else 0):
         if sweep % REFRESH == 0:
-            f = fields(torch.stack(columns, 1), weight, bias)
+            f = fields(torch.stack(columns, 1), weight, bias, -1.0)
         moved = torch.zeros_like(going)
         for i, old in enumerate(columns):
             new = torch.where(f[:, i] > 0, 1.0, torch.where(f[:, i] < 0, -1.0, old)).to(x.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .ais_triton import ais_log_z
+from .boltzmann_triton import boltzmann_gibbs, hopfield_recall
 from .rbm_triton import (
     rbm_conditional,
     rbm_gibbs,
@@ -11,6 +13,9 @@ from .rbm_triton import (
 )
 
 __all__ = [
+    "ais_log_z",
+    "boltzmann_gibbs",
+    "hopfield_recall",
     "rbm_conditional",
     "rbm_gibbs",
     "rbm_softplus_sum",
