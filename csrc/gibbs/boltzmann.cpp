@@ -1,9 +1,9 @@
 // Sequential Gibbs sweeps of fully connected machines, and Hopfield recall, their limit at zero temperature.
 //
-// A few chains walk through the units together, sixteen units at a time, so that a row of the weights that one of them
-// needs is near for the others. Every draw comes down to a threshold that is known before the sweep; so the units of a
-// block that change are found sixteen at once, and only those cost anything: the block's own fields are brought up to
-// date after each, all others once per block. The order of sums is that of the definition: what a field receives, it
+// A few chains walk through the units together, 64 units at a time, so that a row of the weights that one of them needs
+// is near for the others. Every draw comes down to a threshold that is known before the sweep; so the units that change
+// are found sixteen at once, and only those cost anything: the fields of the 64 are brought up to date after each, all
+// others when the 64 are done. The order of sums is that of the definition: what a field receives, it
 // receives unit by unit. Chains do not see each other, so how they are grouped changes no bit.
 #include "places.h"
 
@@ -15,6 +15,7 @@ using Args = gmk_boltzmann_args;
 using rbm::kWord;
 using rbm::mask_bits;
 using rbm::Matrix;
+constexpr int kGroup = 4;     // packs of units that are looked at together
 constexpr int kRefresh = 64;  // sweeps between fresh sums of the fields; part of the definition
 
 // log(u / (1 - u)) of the uniforms u = (word + 1/2) 2^-32: both ends keep their digits.
@@ -56,42 +57,49 @@ template <class T> struct Machine {
 
   // ---- changes ----
 
-  template <int Count> GMK_INLINE void add(T* field, const T* const* rows, const T* by) const {
-    for (int64_t block = 0; block < blocks; ++block) {
-      P total = load(field + block * kLanes);
-      for (int k = 0; k < Count; ++k) total = fma(P(by[k]), row(rows[k], block), total);
-      store(field + block * kLanes, total);
+  template <int Count> GMK_OUTLINE void add(T* field, const T* const* rows, const T* by) const {
+    P change[Count];
+    for (int k = 0; k < Count; ++k) change[k] = P(by[k]);
+    for (int64_t u = 0; u < whole * kLanes; u += kLanes) {
+      P total = load(field + u);
+      for (int k = 0; k < Count; ++k) total = fma(change[k], load(rows[k] + u), total);
+      store(field + u, total);
     }
+    if (rest == 0) return;
+    P total = load(field + whole * kLanes);
+    for (int k = 0; k < Count; ++k) total = fma(change[k], row(rows[k], whole), total);
+    store(field + whole * kLanes, total);
   }
 
-  // Looks at the units of a block in order; `wanted(field, on)` gives the lanes that ought to be on. Changes the state
-  // and the fields, and tells whether anything changed.
+  // Looks at kGroup packs of units in order; `wanted(pack, field, on)` gives the lanes that ought to be on. Changes the
+  // states and the fields, and tells whether anything changed. Fields of units that are still to be looked at are
+  // brought up to date after each change, in registers; then all of them together.
   template <class F>
-  GMK_INLINE bool visit(int64_t block, T* field, uint16_t& state, uint32_t free, const F& wanted) const {
-    P here = load(field + block * kLanes);
-    uint32_t on = state, left = free;
-    uint32_t differ = (wanted(here, on) ^ on) & left;
-    if (!differ) return false;
-    const T* rows[kLanes];
-    T by[kLanes];
+  GMK_INLINE bool visit(int64_t first, T* field, uint16_t* state, const uint16_t* free, const F& wanted) const {
+    const T* rows[kGroup * kLanes];
+    T by[kGroup * kLanes];
     int count = 0;
-    do {
-      const int lane = __builtin_ctz(differ);
-      rows[count] = weight + (block * kLanes + lane) * units;
-      by[count] = on >> lane & 1 ? -change : change;
-      on ^= 1u << lane;
-      left &= ~((2u << lane) - 1);
-      here = fma(P(by[count]), row(rows[count], block), here);
-      ++count;
-      differ = (wanted(here, on) ^ on) & left;
-    } while (differ);
+    const int packs = int(std::min<int64_t>(kGroup, blocks - first));
+    P here[kGroup];
+    for (int p = 0; p < packs; ++p) here[p] = load(field + (first + p) * kLanes);
+    for (int p = 0; p < packs; ++p) {
+      uint32_t on = state[p], left = free[p], differ;
+      while ((differ = (wanted(p, here[p], on) ^ on) & left)) {
+        const int lane = __builtin_ctz(differ);
+        const T* w = rows[count] = weight + ((first + p) * kLanes + lane) * units;
+        const T d = by[count++] = on >> lane & 1 ? -change : change;
+        on ^= 1u << lane;
+        left &= ~((2u << lane) - 1);
+        for (int q = p; q < packs; ++q) here[q] = fma(P(d), row(w, first + q), here[q]);
+      }
+      state[p] = uint16_t(on);
+    }
     int k = 0;
     for (; k + 4 <= count; k += 4) add<4>(field, rows + k, by + k);
     if (count - k == 3) add<3>(field, rows + k, by + k);
     if (count - k == 2) add<2>(field, rows + k, by + k);
     if (count - k == 1) add<1>(field, rows + k, by + k);
-    state = uint16_t(on);
-    return true;
+    return count > 0;
   }
 };
 
@@ -188,12 +196,13 @@ template <class T> void gibbs(const Machine<T>& m, int64_t from, int64_t to) {
       if (a.order)
         for (int64_t i = 0; i < m.units; ++i) limit[i] = in_order[a.order[i]];
     }
-    for (int64_t block = 0; block < m.blocks; ++block)
+    for (int64_t block = 0; block < m.blocks; block += kGroup)
       for (int64_t c = 0; c < chains.count; ++c) {
-        const T beta = static_cast<const T*>(a.beta)[from + c];
-        const P slope(a.spin ? beta + beta : beta), limit = load(limits[c] + block * kLanes);
-        m.visit(block, chains.fields[c], chains.on[c * m.blocks + block], chains.free[c * m.blocks + block],
-                [&](const P& field, uint32_t) { return mask_bits(slope * field > limit); });
+        const T beta = static_cast<const T*>(a.beta)[from + c], *limit = limits[c] + block * kLanes;
+        const P slope(a.spin ? beta + beta : beta);
+        const int64_t at = c * m.blocks + block;
+        m.visit(block, chains.fields[c], &chains.on[at], &chains.free[at],
+                [&](int p, const P& field, uint32_t) { return mask_bits(slope * field > load(limit + p * kLanes)); });
       }
   }
   chains.write();
@@ -207,12 +216,15 @@ template <class T> void recall(const Machine<T>& m, int64_t from, int64_t to) {
   for (int64_t sweep = 0; sweep < m.a.sweeps; ++sweep) {
     if (sweep % kRefresh == 0) chains.refresh();
     std::fill(moved.begin(), moved.end(), 0);
-    for (int64_t block = 0; block < m.blocks; ++block)
-      for (int64_t c = 0; c < chains.count; ++c)
+    for (int64_t block = 0; block < m.blocks; block += kGroup)
+      for (int64_t c = 0; c < chains.count; ++c) {
+        const int64_t at = c * m.blocks + block;
         if (going[c])
-          moved[c] |= m.visit(
-              block, chains.fields[c], chains.on[c * m.blocks + block], chains.free[c * m.blocks + block],
-              [&](const P& field, uint32_t on) { return mask_bits(field > T(0)) | (on & ~mask_bits(field < T(0))); });
+          moved[c] |=
+              m.visit(block, chains.fields[c], &chains.on[at], &chains.free[at], [&](int, const P& field, uint32_t on) {
+                return mask_bits(field > T(0)) | (on & ~mask_bits(field < T(0)));
+              });
+      }
     for (int64_t c = 0; c < chains.count; ++c)
       if (moved[c]) used[c] = sweep + 1;
     going = moved;
@@ -225,7 +237,7 @@ template <class T> void recall(const Machine<T>& m, int64_t from, int64_t to) {
 template <class T> int run(const Args& a, void (*task)(const Machine<T>&, int64_t, int64_t)) {
   const Machine<T> machine(a);
   // Few enough for several processors, and enough to share what they read.
-  const int64_t size = std::clamp<int64_t>((a.batch + 3) / 4, 8, 32);
+  const int64_t size = std::clamp<int64_t>((a.batch + 3) / 4, 8, 64);
   parallel_for((a.batch + size - 1) / size,
                [&](int64_t t) { task(machine, t * size, std::min(a.batch, (t + 1) * size)); });
   return 0;
