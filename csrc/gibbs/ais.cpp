@@ -18,7 +18,6 @@ constexpr int kProduct = 64;  // factors between 1 and 2 that float32 holds the 
 using rbm::exp_minus;
 using rbm::kTilePacks;
 using rbm::Matrix;
-using rbm::Sum;
 
 // The weights into one side's units: for strips of a few packs, the rows of the other side's units one after the other.
 template <class T> struct Weights {
@@ -76,8 +75,8 @@ template <class T> class Follow {
         const int64_t* at = &start[2 * (c * tiles + t)];
         pack<T> total[Packs];
         for (int p = 0; p < Packs; ++p) total[p] = load(origin + p * kLanes);
-        rbm::add_places<Sum::plus>(total, tile, &list[at[0]], &list[at[1]]);
-        rbm::add_places<Sum::minus>(total, tile, &list[at[1]], &list[at[2]]);
+        rbm::add_places<false>(total, tile, &list[at[0]], &list[at[1]]);
+        rbm::add_places<true>(total, tile, &list[at[1]], &list[at[2]]);
         for (int p = 0; p < Packs; ++p) store(field + p * kLanes, total[p]);
       }
     }
@@ -243,7 +242,7 @@ template <class T> struct Anneal {
 
 template <class T> int run(const Args& a) {
   const Machine<T> machine(a);
-  const int64_t size = std::clamp<int64_t>((a.chains + 3) / 4, 8, 64);
+  const int64_t size = std::clamp<int64_t>((a.chains + 1) / 2, 8, 64);
   parallel_for((a.chains + size - 1) / size,
                [&](int64_t t) { Anneal<T>(a, machine, t * size, std::min(a.chains, (t + 1) * size)).run(); });
   return 0;

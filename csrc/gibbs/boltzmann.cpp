@@ -15,8 +15,9 @@ using Args = gmk_boltzmann_args;
 using rbm::kWord;
 using rbm::mask_bits;
 using rbm::Matrix;
-constexpr int kGroup = 4;     // packs of units that are looked at together
-constexpr int kRefresh = 64;  // sweeps between fresh sums of the fields; part of the definition
+constexpr int64_t kSmall = 16;  // chains whose states one thread reads and writes
+constexpr int kGroup = 4;       // packs of units that are looked at together
+constexpr int kRefresh = 64;    // sweeps between fresh sums of the fields; part of the definition
 
 // log(u / (1 - u)) of the uniforms u = (word + 1/2) 2^-32: both ends keep their digits.
 template <class T> GMK_INLINE pack<T> logits(const u32& word) {
@@ -46,9 +47,25 @@ template <class T> struct Machine {
 
   explicit Machine(const Args& args) : a(args), off(1, args.units) {
     std::copy_n(bias, units, off[0]);
-    for (int64_t j = 0; a.spin && j < units; ++j)
-      for (int64_t b = 0; b < blocks; ++b)
-        store(off[0] + b * kLanes, load(off[0] + b * kLanes) - row(weight + j * units, b));
+    if (a.spin)
+      each_strip([&](int64_t block, auto packs) {
+        constexpr int kPacks = decltype(packs)::value;
+        P total[kPacks];
+        for (int p = 0; p < kPacks; ++p) total[p] = load(off[0] + (block + p) * kLanes);
+        for (int64_t j = 0; j < units; ++j)
+          for (int p = 0; p < kPacks; ++p) total[p] -= row(weight + j * units, block + p);
+        for (int p = 0; p < kPacks; ++p) store(off[0] + (block + p) * kLanes, total[p]);
+      });
+  }
+
+  // Calls f(first, width) for the strips that the packs of units fall into, in parallel.
+  template <class F> void each_strip(const F& f) const {
+    constexpr int kStrip = rbm::kStripPacks<T>;
+    parallel_for((blocks + kStrip - 1) / kStrip, [&](int64_t s) {
+      int64_t block = s * kStrip;
+      if (block + kStrip <= blocks) return f(block, std::integral_constant<int, kStrip>());
+      for (; block < blocks; ++block) f(block, std::integral_constant<int, 1>());
+    });
   }
 
   GMK_INLINE P row(const T* from, int64_t block) const {
@@ -103,13 +120,15 @@ template <class T> struct Machine {
   }
 };
 
-// The chains of a task: their states and the units that are free, as bits, sixteen units a number.
+// Chains that go through their sweeps together: their states and the units that are free, as bits, sixteen a number.
 template <class T> struct Chains {
   using P = pack<T>;
   const Machine<T>& m;
   const int64_t first, count;
   Matrix<T> fields;
   std::vector<uint16_t> on, free;
+  std::vector<int64_t> used;  // recall: sweeps that changed the chain
+  std::vector<char> going;    // and whether the last one did
 
   Chains(const Machine<T>& machine, int64_t from, int64_t to)
       : m(machine),
@@ -117,136 +136,133 @@ template <class T> struct Chains {
         count(to - from),
         fields(count, m.units),
         on(count * m.blocks),
-        free(count * m.blocks) {
-    for (int64_t c = 0; c < count; ++c)
-      for (int64_t b = 0; b < m.blocks; ++b) {
-        const int64_t at = (first + c) * m.units + b * kLanes;
-        const int lanes = int(std::min<int64_t>(kLanes, m.units - b * kLanes));
-        on[c * m.blocks + b] = uint16_t(mask_bits(m.row(m.x + (first + c) * m.units, b) > T(0)));
-        uint32_t held = 0;
-        for (int l = 0; m.a.clamp && l < lanes; ++l) held |= uint32_t(m.a.clamp[at + l] != 0) << l;
-        free[c * m.blocks + b] = uint16_t(((1u << lanes) - 1) & ~held);
-      }
+        free(count * m.blocks),
+        used(count, 0),
+        going(count, 1) {
+    parallel_for(
+        count,
+        [&](int64_t c) {
+          for (int64_t b = 0; b < m.blocks; ++b) {
+            const int64_t at = (first + c) * m.units + b * kLanes;
+            const int lanes = int(std::min<int64_t>(kLanes, m.units - b * kLanes));
+            on[c * m.blocks + b] = uint16_t(mask_bits(m.row(m.x + (first + c) * m.units, b) > T(0)));
+            uint32_t held = 0;
+            for (int l = 0; m.a.clamp && l < lanes; ++l) held |= uint32_t(m.a.clamp[at + l] != 0) << l;
+            free[c * m.blocks + b] = uint16_t(((1u << lanes) - 1) & ~held);
+          }
+        },
+        kSmall);
   }
   void write() const {
-    for (int64_t c = 0; c < count; ++c)
-      for (int64_t b = 0; b < m.blocks; ++b) {
-        T x[kLanes];
-        const uint32_t bits = on[c * m.blocks + b];
-        for (int l = 0; l < kLanes; ++l) x[l] = bits >> l & 1 ? T(1) : m.low;
-        std::copy_n(x, std::min<int64_t>(kLanes, m.units - b * kLanes),
-                    static_cast<T*>(m.a.out) + (first + c) * m.units + b * kLanes);
-      }
+    parallel_for(
+        count,
+        [&](int64_t c) {
+          for (int64_t b = 0; b < m.blocks; ++b) {
+            T x[kLanes];
+            const uint32_t bits = on[c * m.blocks + b];
+            for (int l = 0; l < kLanes; ++l) x[l] = bits >> l & 1 ? T(1) : m.low;
+            std::copy_n(x, std::min<int64_t>(kLanes, m.units - b * kLanes),
+                        static_cast<T*>(m.a.out) + (first + c) * m.units + b * kLanes);
+          }
+        },
+        kSmall);
   }
 
-  // The fields from nothing: what they are with all units off, and the rows of the units that are on.
+  // The fields from nothing: what they are with all units off, and the rows of the units that are on, four at a time.
   void refresh() {
-    const int64_t tiles = (m.blocks + rbm::kTilePacks - 1) / rbm::kTilePacks;
-    std::vector<uint32_t> places(count * m.blocks * kLanes + kLanes);
-    std::vector<int64_t> start(count * tiles + 1);
-    uint32_t* out = places.data();
-    for (int64_t k = 0; k < count * tiles; ++k) {
-      start[k] = out - places.data();
-      const int64_t low = k % tiles * rbm::kTilePacks, high = std::min(m.blocks, low + rbm::kTilePacks);
-      for (int64_t b = low; b < high; ++b)
-        out = rbm::append_places(out, on[k / tiles * m.blocks + b], uint32_t(b - low) * kLanes);
-    }
-    start.back() = out - places.data();
-    constexpr int kStrip = rbm::kStripPacks<T>;
-    Matrix<T> tile(rbm::kTilePacks * kLanes, kStrip * kLanes);
-    const auto strip = [&](int64_t block, auto packs) {
+    m.each_strip([&](int64_t block, auto packs) {
       constexpr int kPacks = decltype(packs)::value;
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t low = t * rbm::kTilePacks * kLanes, high = std::min(m.units, low + rbm::kTilePacks * kLanes);
-        for (int64_t j = low; j < high; ++j)
-          for (int p = 0; p < kPacks; ++p)
-            store(tile[0] + ((j - low) * kPacks + p) * kLanes, m.row(m.weight + j * m.units, block + p));
+      rbm::Quads<T, kPacks> quads;
+      for (int64_t low = 0; low < m.units; low += quads.kUnits) {
+        quads.build([&](int unit, int p) {
+          const int64_t j = low + unit;
+          return j < m.units ? P(m.change) * m.row(m.weight + j * m.units, block + p) : P(T(0));
+        });
         for (int64_t c = 0; c < count; ++c) {
+          if (!going[c]) continue;
           T* field = fields[c] + block * kLanes;
-          const T* origin = t == 0 ? m.off[0] + block * kLanes : field;
+          const T* origin = low == 0 ? m.off[0] + block * kLanes : field;
           P total[kPacks];
           for (int p = 0; p < kPacks; ++p) total[p] = load(origin + p * kLanes);
-          const uint32_t *from = &places[start[c * tiles + t]], *to = &places[start[c * tiles + t + 1]];
-          if (m.a.spin)
-            rbm::add_places<rbm::Sum::twice>(total, tile[0], from, to);
-          else
-            rbm::add_places<rbm::Sum::plus>(total, tile[0], from, to);
+          quads.add(total, &on[c * m.blocks], m.blocks, low);
           for (int p = 0; p < kPacks; ++p) store(field + p * kLanes, total[p]);
         }
       }
-    };
-    int64_t block = 0;
-    for (; block + kStrip <= m.blocks; block += kStrip) strip(block, std::integral_constant<int, kStrip>());
-    for (; block < m.blocks; ++block) strip(block, std::integral_constant<int, 1>());
+    });
+  }
+
+  // Sweeps `begin` to `end` of chains `from` to `to`.
+  void gibbs(int64_t from, int64_t to, int64_t begin, int64_t end) {
+    const Args& a = m.a;
+    Matrix<T> limits(to - from, (m.units + kWord - 1) / kWord * kWord);
+    std::vector<T> in_order(a.order ? size_t(limits.step) : 0);
+    const rbm::Stream stream(a.key);
+    for (int64_t sweep = begin; sweep < end; ++sweep) {
+      for (int64_t c = from; c < to; ++c) {
+        T* limit = limits[c - from];
+        thresholds(stream, uint64_t(a.first + first + c), uint64_t(sweep), m.units, a.order ? in_order.data() : limit);
+        if (a.order)
+          for (int64_t i = 0; i < m.units; ++i) limit[i] = in_order[a.order[i]];
+      }
+      for (int64_t block = 0; block < m.blocks; block += kGroup)
+        for (int64_t c = from; c < to; ++c) {
+          const T beta = static_cast<const T*>(a.beta)[first + c], *limit = limits[c - from] + block * kLanes;
+          const P slope(a.spin ? beta + beta : beta);
+          const int64_t at = c * m.blocks + block;
+          m.visit(block, fields[c], &on[at], &free[at],
+                  [&](int p, const P& field, uint32_t) { return mask_bits(slope * field > load(limit + p * kLanes)); });
+        }
+    }
+  }
+
+  void recall(int64_t from, int64_t to, int64_t begin, int64_t end) {
+    std::vector<char> moved(to - from);
+    for (int64_t sweep = begin; sweep < end; ++sweep) {
+      std::fill(moved.begin(), moved.end(), 0);
+      for (int64_t block = 0; block < m.blocks; block += kGroup)
+        for (int64_t c = from; c < to; ++c) {
+          const int64_t at = c * m.blocks + block;
+          if (going[c])
+            moved[c - from] |= m.visit(block, fields[c], &on[at], &free[at], [&](int, const P& field, uint32_t bits) {
+              return mask_bits(field > T(0)) | (bits & ~mask_bits(field < T(0)));
+            });
+        }
+      for (int64_t c = from; c < to; ++c) {
+        going[c] = moved[c - from];
+        if (going[c]) used[c] = sweep + 1;
+      }
+      if (std::find(moved.begin(), moved.end(), 1) == moved.end()) return;
+    }
   }
 };
 
-template <class T> void gibbs(const Machine<T>& m, int64_t from, int64_t to) {
-  using P = pack<T>;
-  const Args& a = m.a;
-  Chains<T> chains(m, from, to);
-  Matrix<T> limits(chains.count, (m.units + kWord - 1) / kWord * kWord);
-  std::vector<T> in_order(a.order ? size_t(limits.step) : 0);
-  const rbm::Stream stream(a.key);
-  for (int64_t sweep = 0; sweep < a.sweeps; ++sweep) {
-    if (sweep % kRefresh == 0) chains.refresh();
-    for (int64_t c = 0; c < chains.count; ++c) {
-      T* limit = limits[c];
-      thresholds(stream, uint64_t(a.first + from + c), uint64_t(sweep), m.units, a.order ? in_order.data() : limit);
-      if (a.order)
-        for (int64_t i = 0; i < m.units; ++i) limit[i] = in_order[a.order[i]];
-    }
-    for (int64_t block = 0; block < m.blocks; block += kGroup)
-      for (int64_t c = 0; c < chains.count; ++c) {
-        const T beta = static_cast<const T*>(a.beta)[from + c], *limit = limits[c] + block * kLanes;
-        const P slope(a.spin ? beta + beta : beta);
-        const int64_t at = c * m.blocks + block;
-        m.visit(block, chains.fields[c], &chains.on[at], &chains.free[at],
-                [&](int p, const P& field, uint32_t) { return mask_bits(slope * field > load(limit + p * kLanes)); });
-      }
-  }
-  chains.write();
-}
-
-template <class T> void recall(const Machine<T>& m, int64_t from, int64_t to) {
-  using P = pack<T>;
-  Chains<T> chains(m, from, to);
-  std::vector<int64_t> used(chains.count, 0);
-  std::vector<char> going(chains.count, 1), moved(chains.count);
-  for (int64_t sweep = 0; sweep < m.a.sweeps; ++sweep) {
-    if (sweep % kRefresh == 0) chains.refresh();
-    std::fill(moved.begin(), moved.end(), 0);
-    for (int64_t block = 0; block < m.blocks; block += kGroup)
-      for (int64_t c = 0; c < chains.count; ++c) {
-        const int64_t at = c * m.blocks + block;
-        if (going[c])
-          moved[c] |=
-              m.visit(block, chains.fields[c], &chains.on[at], &chains.free[at], [&](int, const P& field, uint32_t on) {
-                return mask_bits(field > T(0)) | (on & ~mask_bits(field < T(0)));
-              });
-      }
-    for (int64_t c = 0; c < chains.count; ++c)
-      if (moved[c]) used[c] = sweep + 1;
-    going = moved;
-    if (std::find(going.begin(), going.end(), 1) == going.end()) break;
-  }
-  std::copy(used.begin(), used.end(), m.a.used + from);
-  chains.write();
-}
-
-template <class T> int run(const Args& a, void (*task)(const Machine<T>&, int64_t, int64_t)) {
+template <class T> int run(const Args& a, bool recall) {
   const Machine<T> machine(a);
-  // Few enough for several processors, and enough to share what they read.
-  const int64_t size = std::clamp<int64_t>((a.batch + 3) / 4, 8, 64);
-  parallel_for((a.batch + size - 1) / size,
-               [&](int64_t t) { task(machine, t * size, std::min(a.batch, (t + 1) * size)); });
+  // As many chains at a time as their fields have room in 16 MiB.
+  const int64_t most = std::max<int64_t>(64, (int64_t(16) << 20) / int64_t(sizeof(T)) / std::max<int64_t>(1, a.units));
+  for (int64_t from = 0; from < a.batch; from += most) {
+    Chains<T> chains(machine, from, std::min(a.batch, from + most));
+    // Groups that are few enough for several processors, and enough to share what they read.
+    const int64_t size = std::clamp<int64_t>((chains.count + 3) / 4, 8, 64);
+    for (int64_t begin = 0; begin < a.sweeps; begin += kRefresh) {
+      if (recall && std::find(chains.going.begin(), chains.going.end(), 1) == chains.going.end()) break;
+      chains.refresh();
+      parallel_for((chains.count + size - 1) / size, [&](int64_t g) {
+        const int64_t low = g * size, high = std::min(chains.count, low + size);
+        const int64_t end = std::min(a.sweeps, begin + kRefresh);
+        recall ? chains.recall(low, high, begin, end) : chains.gibbs(low, high, begin, end);
+      });
+    }
+    chains.write();
+    if (recall) std::copy(chains.used.begin(), chains.used.end(), a.used + from);
+  }
   return 0;
 }
 
 }  // namespace
 
-int boltzmann_gibbs(const Args& a) { return a.dtype == GMK_F64 ? run<double>(a, gibbs) : run<float>(a, gibbs); }
-int hopfield_recall(const Args& a) { return a.dtype == GMK_F64 ? run<double>(a, recall) : run<float>(a, recall); }
+int boltzmann_gibbs(const Args& a) { return a.dtype == GMK_F64 ? run<double>(a, false) : run<float>(a, false); }
+int hopfield_recall(const Args& a) { return a.dtype == GMK_F64 ? run<double>(a, true) : run<float>(a, true); }
 
 }  // namespace GMK_ISA
 }  // namespace gmk

@@ -1,4 +1,5 @@
-// Sets of units as lists of places, and sums of the rows of a list out of a tile of weights in the first-level cache.
+// Sums of rows of weights over the units that are on, out of tiles that fit the first-level cache: by lists of places,
+// or by tables of all sums of four rows, whichever is less work.
 #pragma once
 
 #include "gibbs.h"
@@ -23,19 +24,48 @@ GMK_INLINE uint32_t* append_places(uint32_t* out, uint32_t bits, uint32_t first)
 #endif
 }
 
-enum class Sum { plus, minus, twice };
-
-// total +=, -= or += 2 times the rows of a tile at these places, in order. Rows are Packs packs, one after the other.
-template <Sum How, class T, int Packs>
+// total += or -= the rows of a tile at these places, in order. Rows are Packs packs, one after the other.
+template <bool Minus, class T, int Packs>
 GMK_INLINE void add_places(pack<T> (&total)[Packs], const T* tile, const uint32_t* first, const uint32_t* last) {
   for (; first < last; ++first) {
     const T* row = tile + size_t(*first) * (Packs * kLanes);
-    for (int p = 0; p < Packs; ++p) {
-      const pack<T> w = load(row + p * kLanes);
-      total[p] = How == Sum::plus ? total[p] + w : How == Sum::minus ? total[p] - w : fma(pack<T>(T(2)), w, total[p]);
-    }
+    for (int p = 0; p < Packs; ++p)
+      total[p] = Minus ? total[p] - load(row + p * kLanes) : total[p] + load(row + p * kLanes);
   }
 }
+
+// All sums of the rows of four units, for 24 units: what a chain adds for four of them is found by their states.
+template <class T, int Packs> class Quads {
+  static constexpr int kQuads = 6;
+  alignas(64) T sums[kQuads][16][Packs * kLanes];
+
+ public:
+  static constexpr int kUnits = 4 * kQuads;
+
+  // row(unit, p): a pack of the row of a unit, zeros where there is no such unit.
+  template <class F> GMK_INLINE void build(const F& row) {
+    for (int q = 0; q < kQuads; ++q)
+      for (int p = 0; p < Packs; ++p) {
+        pack<T> s[16];
+        s[0] = pack<T>(T(0));
+        for (int k = 0; k < 4; ++k) {
+          const pack<T> w = row(4 * q + k, p);
+          for (int i = 0; i < 1 << k; ++i) s[i + (1 << k)] = s[i] + w;
+        }
+        for (int i = 0; i < 16; ++i) store(sums[q][i] + p * kLanes, s[i]);
+      }
+  }
+
+  // total += the rows of the 24 units from `first` on that are set in `on`, sixteen units a number.
+  GMK_INLINE void add(pack<T> (&total)[Packs], const uint16_t* on, int64_t packs, int64_t first) const {
+    for (int q = 0; q < kQuads; ++q) {
+      const int64_t unit = first + 4 * q;
+      if (unit / kLanes >= packs) return;
+      const T* sum = sums[q][on[unit / kLanes] >> unit % kLanes & 15];
+      for (int p = 0; p < Packs; ++p) total[p] += load(sum + p * kLanes);
+    }
+  }
+};
 
 }  // namespace rbm
 }  // namespace GMK_ISA

@@ -1,13 +1,16 @@
 """The definition of sequential Gibbs sweeps and of Hopfield recall: plain PyTorch, float32 or float64.
 
 Order of sums. The field of unit i is ``f_i = b_i + sum_j x_j W_ji``. With all units off it is added up from ``b_i`` through
-the units j in the order of the sweep; then, in that order, the units that are on are changed. Every unit that changes by
-``d`` adds ``d W_i`` to all fields at once, before the next unit is looked at. A product with such a change is exact, so
-there is one rounding per addition. Every ``REFRESH`` sweeps the fields are summed anew, which bounds what these roundings
-add up to.
+the units j in the order of the sweep; then the rows of the units that are on are added, four units at a time: their sum,
+from the first of the four to the last. From then on every unit that changes by ``d`` adds ``d W_i`` to all fields at once,
+before the next unit is looked at. A product with such a change is exact, so there is one rounding per addition. Every
+``REFRESH`` sweeps the fields are summed anew, which bounds what these roundings add up to.
 """
 
 from __future__ import annotations
+
+import functools
+import operator
 
 import torch
 from torch import Tensor
@@ -29,8 +32,9 @@ def fields(x: Tensor, weight: Tensor, bias: Tensor, low: float) -> Tensor:
     for row in weight if low else ():
         total = total + low * row
     total = total.expand(x.shape)
-    for j in range(x.shape[1]):
-        total = total + (x[:, j, None] - low) * weight[j]
+    for four in range(0, x.shape[1], 4):
+        rows = zip((x - low)[:, four : four + 4].unbind(1), weight[four : four + 4], strict=True)
+        total = total + functools.reduce(operator.add, [change[:, None] * row for change, row in rows])
     return total
 
 

@@ -50,12 +50,16 @@ def _sum_fields(field, state, weight, bias, units, SPIN: tl.constexpr, COLS: tl.
                 total -= tl.load(row, mask=inside, other=0.0)
                 row += units
         row = weight + col
-        for j in tl.range(0, units):
-            change = tl.load(state + j)
-            if SPIN:
-                change += 1.0
-            total += change * tl.load(row, mask=inside, other=0.0)
-            row += units
+        for first in tl.range(0, units, 4):
+            four = tl.zeros([COLS], tl.float32)
+            for k in tl.static_range(4):
+                real = first + k < units
+                change = tl.load(state + first + k, mask=real, other=-1.0 if SPIN else 0.0)
+                if SPIN:
+                    change += 1.0
+                four += change * tl.load(row, mask=col < tl.where(real, units, 0), other=0.0)
+                row += units
+            total += four
         tl.store(field + col, total, mask=inside)
     tl.debug_barrier()
 
