@@ -92,22 +92,24 @@ template <class T, class N, class S> struct Planar {
   }
 };
 
-template <class T> void forward(const Args& a) {
+// D is the dimension, or 0 where it is not known before.
+template <class T, int D> void forward(const Args& a) {
   using P = pack<T>;
   const Planar<T, P, double> planar(a);
+  const int64_t dim = D ? D : a.dim;
   parallel_for(planar.tasks(), [&](int64_t task) {
-    std::vector<P> z(kTogether * a.dim);
+    std::vector<P> z(kTogether * dim);
     planar.each_bundle(task, [&](int64_t first, int64_t groups) {
       P logdet[kTogether], h;
       for (int64_t j = 0; j < groups; ++j) {
         logdet[j] = P(T(0));
-        for (int64_t d = 0; d < a.dim; ++d) z[j * a.dim + d] = planar.column(a.z, first + j * kLanes, d);
+        for (int64_t d = 0; d < dim; ++d) z[j * dim + d] = planar.column(a.z, first + j * kLanes, d);
       }
       for (const auto& flow : planar.stack)
-        for (int64_t j = 0; j < groups; ++j) logdet[j] += planar_forward(&z[j * a.dim], flow, a.dim, h);
+        for (int64_t j = 0; j < groups; ++j) logdet[j] += log(planar_forward(&z[j * dim], flow, dim, h));
       for (int64_t j = 0; j < groups; ++j) {
         const int64_t at = first + j * kLanes;
-        for (int64_t d = 0; d < a.dim; ++d) planar.set_column(a.out_z, at, d, z[j * a.dim + d]);
+        for (int64_t d = 0; d < dim; ++d) planar.set_column(a.out_z, at, d, z[j * dim + d]);
         store_n(static_cast<T*>(a.out_logdet) + at, logdet[j], planar.live(at));
       }
     });
@@ -124,10 +126,12 @@ template <class T> GMK_INLINE void sample(dual<pack<T>>& out, const pack<T>& v, 
 
 // The gradient of <grad_z, z_K> + <grad_logdet, logdet>; on dual numbers its tangent along the cotangents, together
 // with the tangents of z_K and logdet.
-template <class T, class N, class S> void backward(const Args& a) {
+template <class T, class N, class S, int D> void backward(const Args& a) {
   using P = pack<T>;
+  // Only the tangent wants z_K and logdet once more.
+  constexpr bool tangent = std::is_same_v<S, Tangent>;
   const Planar<T, N, S> planar(a);
-  const int64_t dim = a.dim, flows = a.flows, width = 2 * dim + 2;  // gradients by u_hat, w, b, gain
+  const int64_t dim = D ? D : a.dim, flows = a.flows, width = 2 * dim + 2;  // gradients by u_hat, w, b, gain
   std::vector<S> partial(planar.tasks() * flows * width);
   parallel_for(planar.tasks(), [&](int64_t task) {
     const int64_t path = (flows + 1) * dim;  // of one group: z before each flow, and after the last
@@ -148,7 +152,8 @@ template <class T, class N, class S> void backward(const Args& a) {
         for (int64_t j = 0; j < groups; ++j) {
           N* next = &z[j * path + (k + 1) * dim];
           std::copy(next - dim, next, next);
-          logdet[j] += planar_forward(next, planar.stack[k], dim, h[j * flows + k]);
+          const N det = planar_forward(next, planar.stack[k], dim, h[j * flows + k]);
+          if constexpr (tangent) logdet[j] += log(det);
         }
       for (int64_t k = flows; k-- > 0;)
         for (int64_t j = 0; j < groups; ++j) {
@@ -167,7 +172,7 @@ template <class T, class N, class S> void backward(const Args& a) {
       for (int64_t j = 0; j < groups; ++j) {
         const int64_t at = first + j * kLanes;
         for (int64_t d = 0; d < dim; ++d) planar.set_column(a.out_z, at, d, first_order(g[j * dim + d]));
-        if (a.out_logdet) {
+        if constexpr (tangent) {
           for (int64_t d = 0; d < dim; ++d)
             planar.set_column(a.out_grad_z, at, d, first_order(z[j * path + flows * dim + d]));
           store_n(static_cast<T*>(a.out_logdet) + at, first_order(logdet[j]), planar.live(at));
@@ -195,18 +200,23 @@ template <class T, class N, class S> void backward(const Args& a) {
   }
 }
 
+// Densities in the plane are what planar flows are drawn for: known, their two columns stay in registers.
+constexpr int kPlane = 2;
+
 }  // namespace
 
 int planar_flow(const Args& a) {
-  a.dtype == GMK_F64 ? forward<double>(a) : forward<float>(a);
+  a.dtype == GMK_F64 ? forward<double, 0>(a) : a.dim == kPlane ? forward<float, kPlane>(a) : forward<float, 0>(a);
   return 0;
 }
 int planar_flow_backward(const Args& a) {
-  a.dtype == GMK_F64 ? backward<double, f64, double>(a) : backward<float, f32, double>(a);
+  a.dtype == GMK_F64 ? backward<double, f64, double, 0>(a)
+  : a.dim == kPlane  ? backward<float, f32, double, kPlane>(a)
+                     : backward<float, f32, double, 0>(a);
   return 0;
 }
 int planar_flow_double_backward(const Args& a) {
-  a.dtype == GMK_F64 ? backward<double, dual<f64>, Tangent>(a) : backward<float, dual<f32>, Tangent>(a);
+  a.dtype == GMK_F64 ? backward<double, dual<f64>, Tangent, 0>(a) : backward<float, dual<f32>, Tangent, 0>(a);
   return 0;
 }
 

@@ -64,7 +64,7 @@ template <class N> struct Flow {
   N b, gain;
 };
 
-// One flow on 16 samples: z is updated in place; returns this flow's log-determinant and leaves tanh in h.
+// One flow on 16 samples: z is updated in place; returns this flow's determinant and leaves tanh in h.
 template <class N> GMK_INLINE N planar_forward(N* z, const Flow<N>& f, int64_t dim, N& h) {
   using T = typename N::scalar;
   N a = f.b;
@@ -72,7 +72,7 @@ template <class N> GMK_INLINE N planar_forward(N* z, const Flow<N>& f, int64_t d
   h = tanh(a);
   for (int64_t d = 0; d < dim; ++d) z[d] = fma(h, f.u_hat[d], z[d]);
   const N hh = h * h;
-  return log(fma(N(T(1)) - hh, f.gain, hh));
+  return fma(N(T(1)) - hh, f.gain, hh);
 }
 
 // Back through one flow: z is its input, g holds the gradient by its output and becomes that by its input; the
