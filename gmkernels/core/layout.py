@@ -18,17 +18,22 @@ from .native import DTYPES
 Strides = tuple[int, int, int]
 
 
+def address(t: Tensor | None) -> int:
+    """Where a tensor's first element is, 0 for None."""
+    return 0 if t is None else t.data_ptr()
+
+
 def contiguous_like(t: Tensor) -> Tensor:
     """An uninitialised contiguous tensor of the shape and dtype of ``t``; twice as quick as ``new_empty``."""
     return torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
-def operands(*tensors: Tensor | None) -> tuple[tuple[int, int, int], list[Any], Any]:
+def operands(first: Tensor, *others: Tensor | None) -> tuple[tuple[int, int, int], list[Any], Any]:
     """Sizes, (address, dtype, strides) of each tensor or None, and what must live until the kernel is done.
 
-    The first is not None, and all have its shape.
+    All have the shape of the first.
     """
-    shape = tensors[0].shape  # type: ignore[union-attr]
+    tensors, shape = (first, *others), first.shape
     if len(shape) == 2:  # most calls: spare them the search for dimensions to merge
         found = [None if t is None else (t.data_ptr(), DTYPES[t.dtype], _matrix(*t.stride())) for t in tensors]
         return (shape[0], 1, shape[1]), found, tensors

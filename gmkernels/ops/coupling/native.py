@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gmkernels.core.layout import contiguous_like, operands
+from gmkernels.core.layout import address, contiguous_like, operands
 from gmkernels.core.native import DTYPES, cpu
 
 from .library import wide
@@ -15,17 +15,13 @@ _MAPS = {name: number for number, name in enumerate(SCALE_MAPS)}
 _core = cpu()
 
 
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
 def affine_coupling(
     x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None, scale_map: str, clamp: float, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     y, logdet = contiguous_like(x), x.new_empty(x.shape[0], dtype=wide(x, log_scale))
     sizes, (x_, s_, t_), _alive = operands(x, log_scale, shift)
     _core.affine_coupling(
-        sizes, x_, s_, t_, None, None, None, 0, _address(mask),
+        sizes, x_, s_, t_, None, None, None, 0, address(mask),
         0, 0, y.data_ptr(), logdet.data_ptr(), _MAPS[scale_map], clamp, inverse,
     )  # fmt: skip
     return y, logdet
@@ -46,7 +42,7 @@ def affine_coupling_backward(
     grad_logdet = grad_logdet.contiguous()
     sizes, (g_, x_, s_, t_), _alive = operands(grad_y, x, log_scale, shift)
     _core.affine_coupling_backward(
-        sizes, x_, s_, t_, g_, None, None, grad_logdet.data_ptr(), _address(mask),
+        sizes, x_, s_, t_, g_, None, None, grad_logdet.data_ptr(), address(mask),
         grad_x.data_ptr(), grad_s.data_ptr(), 0, 0, _MAPS[scale_map], clamp, inverse,
     )  # fmt: skip
     return grad_x, grad_s
@@ -70,7 +66,7 @@ def affine_coupling_double_backward(
     grad_grad_logdet = torch.empty_like(grad_logdet)
     sizes, (vx_, vs_, g_, x_, s_, t_), _alive = operands(grad_grad_x, grad_grad_s, grad_y, x, log_scale, shift)
     _core.affine_coupling_double_backward(
-        sizes, x_, s_, t_, g_, vx_, vs_, grad_logdet.data_ptr(), _address(mask),
+        sizes, x_, s_, t_, g_, vx_, vs_, grad_logdet.data_ptr(), address(mask),
         grad_x.data_ptr(), grad_s.data_ptr(), grad_grad_y.data_ptr(), grad_grad_logdet.data_ptr(),
         _MAPS[scale_map], clamp, inverse,
     )  # fmt: skip

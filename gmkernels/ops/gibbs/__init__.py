@@ -10,6 +10,7 @@ from gmkernels.core.doors import ALIASES
 
 from . import (
     autograd,  # noqa: F401  (registers the derivatives)
+    inputs,
     library,
     reference,
 )
@@ -31,7 +32,6 @@ ALIASES.update(
     rbm_sample_hidden="rbm_conditional", rbm_sample_visible="rbm_conditional", rbm_free_energy="rbm_softplus_sum"
 )
 
-_DTYPES = (torch.float32, torch.float64)
 _INTEGERS = (int, torch.SymInt)
 
 
@@ -280,10 +280,7 @@ def _fits(op: str, name: str, value: Tensor, weight: Tensor, side: int) -> None:
 
 
 def _states(op: str, name: str, value: Tensor, weight: Tensor, side: int) -> None:
-    for called, t in ((name, value), ("weight", weight)):
-        checks.tensor(op, called, t)
-        if t.dtype not in _DTYPES:
-            raise TypeError(f"{op}: {called} must be float32 or float64, got {t.dtype}")
+    inputs.floats(op, **{name: value, "weight": weight})
     _fits(op, name, value, weight, side)
 
 
@@ -297,11 +294,9 @@ def _machine(op: str, states: Tensor, weight: Tensor, **biases: tuple[Tensor, in
 
 
 def _chains(op: str, states: Tensor, key: Tensor, first: int, beta: Tensor | None) -> None:
-    checks.key(op, key, first)
-    checks.same_device(op, states=states, key=key)
     batch = states.shape[0]
-    if first + batch > 2**32:
-        raise ValueError(f"{op}: chains are numbered up to 2**32 - 1, got first={first} and {batch} chains")
+    inputs.chains(op, key, first, batch)
+    checks.same_device(op, states=states, key=key)
     if beta is not None:
         checks.floating(op, "beta", beta)
         checks.shape(op, "beta", beta, (batch,))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gmkernels.core import checks
 
-from . import boltzmann_checks as given
 from . import boltzmann_library as library
-from . import values
+from . import inputs, values
 
 __all__ = ["ais_log_z"]
 
@@ -72,26 +72,26 @@ def ais_log_z(
         BackendError: an explicitly requested backend cannot run.
     """
     op = "ais_log_z"
-    given.floats(op, weight=weight, visible_bias=visible_bias, hidden_bias=hidden_bias)
+    inputs.floats(op, weight=weight, visible_bias=visible_bias, hidden_bias=hidden_bias)
     checks.dims(op, "weight", weight, 2, "(visible, hidden)")
     checks.shape(op, "visible_bias", visible_bias, weight.shape[:1])
     checks.shape(op, "hidden_bias", hidden_bias, weight.shape[1:])
     base = visible_bias.new_zeros(visible_bias.shape) if base_visible_bias is None else base_visible_bias
-    given.floats(op, weight=weight, base_visible_bias=base)
+    inputs.floats(op, weight=weight, base_visible_bias=base)
     checks.shape(op, "base_visible_bias", base, weight.shape[:1])
-    given.finite(op, weight=weight, visible_bias=visible_bias, hidden_bias=hidden_bias, base_visible_bias=base)
+    inputs.finite(op, weight=weight, visible_bias=visible_bias, hidden_bias=hidden_bias, base_visible_bias=base)
     if reverse_from is not None:
-        given.floats(op, weight=weight, reverse_from=reverse_from)
+        inputs.floats(op, weight=weight, reverse_from=reverse_from)
         checks.dims(op, "reverse_from", reverse_from, 2, "(chains, visible)")
         checks.shape(op, "reverse_from", reverse_from, (reverse_from.shape[0], weight.shape[0]))
-        given.states(op, "reverse_from", reverse_from, False)
+        inputs.states(op, "reverse_from", reverse_from, False)
         if chains is not None and chains != reverse_from.shape[0]:
             raise ValueError(f"{op}: chains must be the {reverse_from.shape[0]} of reverse_from, got {chains}")
         chains = reverse_from.shape[0]
         reverse_from = reverse_from.detach()
     chains = 100 if chains is None else chains
-    given.count(op, "chains", chains)
-    given.chains(op, key, first, chains)
+    inputs.count(op, "chains", chains)
+    inputs.chains(op, key, first, chains)
     checks.same_device(op, weight=weight, key=key)
     schedule = _schedule(op, weight, betas, num_betas)
     return library.ais_log_z(
@@ -103,7 +103,7 @@ def ais_log_z(
 def _schedule(op: str, weight: Tensor, betas: Tensor | None, num_betas: int | None) -> Tensor:
     if betas is None:
         num_betas = 1000 if num_betas is None else num_betas
-        given.count(op, "num_betas", num_betas)
+        inputs.count(op, "num_betas", num_betas)
         if num_betas < 2:
             raise ValueError(f"{op}: num_betas must be 2 or more, got {num_betas}")
         return torch.linspace(0.0, 1.0, num_betas, dtype=weight.dtype, device=weight.device)
@@ -115,7 +115,7 @@ def _schedule(op: str, weight: Tensor, betas: Tensor | None, num_betas: int | No
     if betas.shape[0] < 2:
         raise ValueError(f"{op}: betas must hold 2 numbers or more, got {betas.shape[0]}")
     if values.visible_here(betas):
-        rising = bool((betas[1:] >= betas[:-1]).all())
+        rising = bool((np.diff(values.array(betas)) >= 0).all())
         if not (rising and betas[0] == 0.0 and betas[-1] == 1.0):
             raise ValueError(
                 f"{op}: betas must rise from 0 to 1, got {betas.shape[0]} numbers from {betas[0].item()} "

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from gmkernels.core import checks
 
-from . import boltzmann_checks as given
 from . import boltzmann_library as library
-from . import values
+from . import inputs, values
 
 __all__ = ["boltzmann_gibbs", "hopfield_recall"]
 
@@ -72,11 +71,11 @@ def boltzmann_gibbs(
         BackendError: an explicitly requested backend cannot run.
     """
     op = "boltzmann_gibbs"
-    given.machine(op, x, weight, bias)
-    given.chains(op, key, first, x.shape[0])
+    inputs.machine(op, x, weight, bias)
+    inputs.chains(op, key, first, x.shape[0])
     checks.same_device(op, x=x, key=key)
-    given.count(op, "sweeps", sweeps)
-    given.states(op, "x", x, spin)
+    inputs.count(op, "sweeps", sweeps)
+    inputs.states(op, "x", x, spin)
     slope = _beta(op, x, beta)
     if clamp is not None:
         clamp = _clamp(op, x, clamp)
@@ -121,9 +120,9 @@ def hopfield_recall(
         checks.tensor(op, "x", x)
         checks.dims(op, "x", x, 2, "(patterns, units)")
         bias = x.new_zeros(x.shape[1])
-    given.machine(op, x, weight, bias)
-    given.count(op, "max_sweeps", max_sweeps)
-    given.states(op, "x", x, True)
+    inputs.machine(op, x, weight, bias)
+    inputs.count(op, "max_sweeps", max_sweeps)
+    inputs.states(op, "x", x, True)
     return library.hopfield_recall(x.detach(), weight.detach(), bias.detach(), max_sweeps, backend)
 
 

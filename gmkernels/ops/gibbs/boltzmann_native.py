@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gmkernels.core.layout import address
 from gmkernels.core.native import DTYPES, cpu
 
 from .ais_reference import log_base
 
 _core = cpu()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def boltzmann_gibbs(
@@ -34,7 +31,7 @@ def boltzmann_gibbs(
     tensors = [None if t is None else t.contiguous() for t in (x, weight, bias, beta, clamp, order, key)]
     out = x.new_empty(x.shape)
     _core.boltzmann_gibbs(
-        *x.shape, DTYPES[x.dtype], *map(_address, tensors), first, sweeps, spin, out.data_ptr(), 0
+        *x.shape, DTYPES[x.dtype], *map(address, tensors), first, sweeps, spin, out.data_ptr(), 0
     )  # fmt: skip
     if order is None:
         return out
@@ -68,7 +65,7 @@ def ais_log_z(
     alive = [None if t is None else t.contiguous() for t in tensors]
     out = weight.new_empty(chains)
     _core.ais_log_z(
-        *weight.shape, chains, betas.shape[0], DTYPES[weight.dtype], *map(_address, alive), first,
+        *weight.shape, chains, betas.shape[0], DTYPES[weight.dtype], *map(address, alive), first,
         log_base(base_bias, weight.shape[1]).item(), out.data_ptr(),
     )  # fmt: skip
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gmkernels.core.layout import address
 from gmkernels.core.native import DTYPES, cpu
 
 from . import values
@@ -22,10 +23,6 @@ __all__ = [
 ]
 
 _core = cpu()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def rbm_gibbs(
@@ -48,8 +45,8 @@ def rbm_gibbs(
     key = key.contiguous()
     run = _core.rbm_gibbs_fixed if fixed else _core.rbm_gibbs
     refused = run(
-        chains, visible, hidden, steps, first, DTYPES[v.dtype], gaussian, *map(_address, given), _address(beta),
-        _address(clamp), 0 if clamp is None or clamp.dim() == 1 else visible, _address(key),
+        chains, visible, hidden, steps, first, DTYPES[v.dtype], gaussian, *map(address, given), address(beta),
+        address(clamp), 0 if clamp is None or clamp.dim() == 1 else visible, address(key),
         out_v.data_ptr(), out_h.data_ptr(),
     )  # fmt: skip
     if refused:
@@ -73,8 +70,8 @@ def rbm_conditional(
     alive = [t.contiguous() for t in (given, weight, bias)]
     beta, key = None if beta is None else beta.contiguous(), key.contiguous()
     refused = _core.rbm_conditional(
-        given.shape[0], visible, hidden, first, DTYPES[given.dtype], to_visible, gaussian, *map(_address, alive),
-        _address(beta), _address(key), sample.data_ptr(), mean.data_ptr(),
+        given.shape[0], visible, hidden, first, DTYPES[given.dtype], to_visible, gaussian, *map(address, alive),
+        address(beta), address(key), sample.data_ptr(), mean.data_ptr(),
     )  # fmt: skip
     if refused:
         values.conditional(conditional_name(to_visible), given, weight, bias, beta, gaussian)

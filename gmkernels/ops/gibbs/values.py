@@ -1,11 +1,15 @@
 """Checks of values, not of shapes: they read whole tensors, so only the CPU makes them.
 
 The reference calls them first. The C++ core notices by itself, while it reads the tensors anyway, and its launcher
-comes here for the sentence. On a GPU looking would wait for the device.
+comes here for the sentence. On a GPU looking would wait for the device. It is NumPy that looks: torch's own loops share
+large tensors out to threads, for which a forked child would wait for ever.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,29 +23,70 @@ def visible_here(*tensors: Tensor | None) -> bool:
     return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu) for t in tensors)
 
 
+def array(t: Tensor) -> np.ndarray[Any, Any]:
+    """The same numbers as an array, without a copy where NumPy has the dtype."""
+    t = t.detach()
+    return (t.double() if t.dtype is torch.bfloat16 else t).numpy()
+
+
+def refuse(op: str, name: str, wanted: str, value: Any) -> None:
+    raise ValueError(f"{op}: {name} must {wanted}, got {float(value):g}")
+
+
 def finite(op: str, **tensors: Tensor | None) -> None:
     for name, t in tensors.items():
-        if t is not None and not bool((bad := ~t.isfinite()).any()):
+        if t is None:
             continue
-        if t is not None:
-            raise ValueError(f"{op}: {name} must be finite, got {t[bad][0].item()}")
+        x = array(t)
+        # A sum is quicker than asking each number; it is finite only if they all are.
+        with np.errstate(invalid="ignore", over="ignore"):
+            if np.isfinite(x.sum()):
+                continue
+        bad = ~np.isfinite(x)
+        if bad.any():
+            refuse(op, name, "be finite", x[bad][0])
 
 
 def binary(op: str, name: str, value: Tensor) -> None:
     """States of binary units."""
-    bad = (value != 0) & (value != 1)
-    if bool(bad.any()):
-        raise ValueError(f"{op}: {name} must hold 0 and 1 only, as binary units do, got {value[bad][0].item():g}")
+    x = array(value)
+    right = x * x == x
+    if not right.all():
+        refuse(op, name, "hold 0 and 1 only, as binary units do", x[~right][0])
+
+
+def spins(op: str, name: str, value: Tensor) -> None:
+    """States of units that are -1 or 1."""
+    x = array(value)
+    right = np.abs(x) == 1.0
+    if not right.all():
+        refuse(op, name, "hold -1 and 1 only, as spins do", x[~right][0])
+
+
+def symmetric(op: str, name: str, value: Tensor) -> None:
+    """Weights of a fully connected machine."""
+    x = array(value)
+    diagonal = x.diagonal()
+    if diagonal.any():
+        i = diagonal.nonzero()[0][0]
+        raise ValueError(f"{op}: {name} must have a zero diagonal, got {name}[{i}, {i}] = {x[i, i]}")
+    unlike = x != x.T
+    if unlike.any():
+        i, j = np.argwhere(unlike)[0]
+        raise ValueError(
+            f"{op}: {name} must be symmetric, got {name}[{i}, {j}] = {x[i, j]} and {name}[{j}, {i}] = {x[j, i]}"
+        )
 
 
 def inverse_temperature(op: str, beta: Tensor | None, positive: bool) -> None:
     """``beta`` of every chain: finite, and 0 only where nothing is divided by it."""
     if beta is None:
         return
-    bad = ~((beta > 0 if positive else beta >= 0) & beta.isfinite())
-    if bool(bad.any()):
+    x = array(beta)
+    right = ((x > 0) if positive else (x >= 0)) & np.isfinite(x)
+    if not right.all():
         least = "more than 0, for Gaussian units," if positive else "0 or more"
-        raise ValueError(f"{op}: beta must be {least} and finite, got {beta[bad][0].item():g}")
+        refuse(op, "beta", f"be {least} and finite", x[~right][0])
 
 
 def gibbs(
