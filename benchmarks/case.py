@@ -19,7 +19,7 @@ from torch import Tensor
 
 import gmkernels as gmk
 
-FAMILIES = ("coupling", "minibatch", "gaussian", "vae", "flows", "gibbs", "overhead")
+FAMILIES = ("coupling", "minibatch", "gaussian", "vae", "flows", "gibbs", "random", "overhead")
 MODES = ("fwd", "fwd+bwd", "inverse", "sample", "step")
 
 

@@ -32,8 +32,10 @@ def _images(x: Tensor) -> Made:
     pixels = (x.float() * 255).to(torch.uint8)
     key = gmk.random.key(seed=0, device=x.device)
     torch.manual_seed(0)
-    options = dict(alpha=0.025 / 256, widths=(16, 32, 48), tail=6, hidden=256, scale_map="soft_clip", clamp=5.0)
-    model = RealNVP((1, 28, 28), levels=256, **options)  # type: ignore[arg-type]
+    model = RealNVP(
+        (1, 28, 28), levels=256, alpha=0.025 / 256, widths=(16, 32, 48), tail=6, hidden=256,
+        scale_map="soft_clip", clamp=5.0,
+    )  # fmt: skip
     model.initialise(pixels.cpu())
     _unsettle(model.to(x))
     return model, lambda: -model.log_prob(pixels, key=key).mean() / model.features

@@ -182,7 +182,8 @@ def _factor(row: Row | None) -> str:
 
 
 def _memory(row: Row | None) -> str:
-    if row is None or row["peak_extra_bytes"] is None:
+    # A whole step also allocates the model's gradients and its optimizer's state, which are no multiple of its batch.
+    if row is None or row["peak_extra_bytes"] is None or row["mode"] == "step":
         return "–"
     multiple = row["peak_extra_bytes"] / row["input_bytes"]
     return f"{multiple:.1f}" if multiple < 10 else f"{multiple:.0f}"

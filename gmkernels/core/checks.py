@@ -11,17 +11,16 @@ _INTEGERS = (int, torch.SymInt)
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def tensor(op: str, name: str, value: object) -> None:
+def tensor(op: str, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    return value
 
 
 def floating(op: str, name: str, value: object) -> None:
-    tensor(op, name, value)
-    if value.dtype not in FLOATING:  # type: ignore[attr-defined]
-        raise TypeError(
-            f"{op}: {name} must be float32, float64, float16 or bfloat16, got {value.dtype}"  # type: ignore[attr-defined]
-        )
+    dtype = tensor(op, name, value).dtype
+    if dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be float32, float64, float16 or bfloat16, got {dtype}")
 
 
 def same_device(op: str, **tensors: Tensor | None) -> None:
@@ -54,11 +53,11 @@ def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def key(op: str, value: object, first: object) -> None:
-    tensor(op, "key", value)
-    if value.dtype != torch.int64 or value.shape != (2,):  # type: ignore[attr-defined]
+    found = tensor(op, "key", value)
+    if found.dtype != torch.int64 or found.shape != (2,):
         raise ValueError(
             f"{op}: key must be an int64 tensor of shape (2,) as made by gmkernels.random.key, "
-            f"got {value.dtype} of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
+            f"got {found.dtype} of shape {tuple(found.shape)}"
         )
     if not isinstance(first, _INTEGERS) or first < 0:
         raise ValueError(f"{op}: first must be a non-negative int, got {first!r}")

@@ -210,6 +210,7 @@ def test_a_weight_is_a_constant() -> None:
     ):
         grads = torch.autograd.grad(value.sum(), (logits, weight), allow_unused=True)
         assert grads[0] is not None and grads[1] is None
+    assert not gmk.bernoulli_log_likelihood(logits.detach(), logits.detach(), weight).requires_grad
 
 
 @on(*DTYPES)
