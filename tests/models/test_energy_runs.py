@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import signal
 import subprocess
 import sys
 import warnings
@@ -15,12 +14,12 @@ import pytest
 import torch
 
 from genmodels.cli import main
-from genmodels.data import BatchStream
 from genmodels.energy import RBM
 from genmodels.energy.recipe import BoltzmannRecipe, RBMRecipe
 from genmodels.recipe import Recipe
 from genmodels.training import Fit, read_log
 from genmodels.training.checkpoint import load_newest
+from tests.streams import Stopping
 
 SMALL = ["--data", "digits", "--batch-size", "32", "--threads", "1"]
 
@@ -116,23 +115,6 @@ def test_a_short_run_already_learns(tmp_path: Path) -> None:
     assert report["test_wrong_denoised"] < 0.7 * report["test_wrong_median"]
 
 
-class _Stopping:
-    """A stream that presses Ctrl-C at one of its batches."""
-
-    def __init__(self, stream: BatchStream, at: int) -> None:
-        self.stream, self.left = stream, at
-        self.state_dict, self.load_state_dict = stream.state_dict, stream.load_state_dict
-
-    def __iter__(self) -> _Stopping:
-        return self
-
-    def __next__(self) -> object:
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(signal.SIGINT)
-        return next(self.stream)
-
-
 _QUIET = Fit(max_steps=20, lr=0.1, clip=0.0, ema=0.9, evaluations=1)
 
 
@@ -154,7 +136,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         out = tmp_path / str(len(stops))
         for at in [*stops, 0]:
             torch.manual_seed(0)
-            stream = _Stopping(recipe.stream(data), at)
+            stream = Stopping(recipe.stream(data), at)
             monkeypatch.setattr(type(recipe), "stream", lambda *_, s=stream, **__: s)
             monkeypatch.setattr(type(recipe), "evaluate", lambda *_: {})
             result = recipe.train(recipe.build(data), data, out, rank=0, world=1, fingerprint={})

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from genmodels.cli import main
-from genmodels.data import BatchStream
 from genmodels.recipe import restore
 from genmodels.training import Fit, fit
 from genmodels.training.checkpoint import load_newest
 from genmodels.vae.recipe import M2Recipe, VAERecipe
+from tests.streams import Stopping
 
 PICTURES = ("samples", "reconstructions", "manifold", "interpolation", "latents", "loss")
-
-
-class _Stopping:
-    """A stream that presses Ctrl-C at one of its batches."""
-
-    def __init__(self, stream: BatchStream, at: int) -> None:
-        self.stream, self.left = stream, at
-        self.state_dict, self.load_state_dict = stream.state_dict, stream.load_state_dict
-
-    def __iter__(self) -> _Stopping:
-        return self
-
-    def __next__(self) -> object:
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(signal.SIGINT)
-        return next(self.stream)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +32,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe: VAERecipe, tmp_path: 
         out = tmp_path / str(len(stops))
         for at in [*stops, 0]:
             torch.manual_seed(0)
-            result = fit(recipe.build(data), _Stopping(recipe.stream(data), at), out, config)  # type: ignore[arg-type]
+            result = fit(recipe.build(data), Stopping(recipe.stream(data), at), out, config)  # type: ignore[arg-type]
             assert (result.stopped, result.step) == (("SIGINT", 9) if at else (None, 24))
         found = load_newest(out)
         assert found is not None

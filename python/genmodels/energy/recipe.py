@@ -38,6 +38,14 @@ class _Images(Recipe):
             raise DataError(f"an energy-based model is of images, and {self.data!r} is none of them")
         return found
 
+    def draw_samples(
+        self, model: nn.Module, dataset: Dataset, path: Path, *, n: int, seed: int, temperature: float
+    ) -> None:
+        assert isinstance(model, RBM | BoltzmannMachine)
+        note = "" if temperature == 1 else f", temperature {temperature:g}"
+        samples = model.sample(n, key=seed, temperature=temperature)
+        pictures.grid(path, drawn.whole(samples), columns=_columns(n), title=f"samples{note}")
+
 
 def completion(
     machine: RBM | BoltzmannMachine, black: Callable[[Tensor], Tensor], data: ImageDataset
@@ -165,14 +173,6 @@ class RBMRecipe(_Images):
             figures |= completion(model, black, images) | denoising(model, black, images)
         return figures
 
-    def draw_samples(
-        self, model: nn.Module, dataset: Dataset, path: Path, *, n: int, seed: int, temperature: float
-    ) -> None:
-        assert isinstance(model, RBM)
-        note = "" if temperature == 1 else f", temperature {temperature:g}"
-        samples = model.sample(n, key=seed, temperature=temperature)
-        pictures.grid(path, drawn.whole(samples), columns=_columns(n), title=f"samples{note}")
-
     def report(
         self, model: nn.Module, dataset: Dataset, out: Path, log: Sequence[Mapping[str, Any]]
     ) -> tuple[dict[str, float], list[Path]]:
@@ -273,14 +273,6 @@ class BoltzmannRecipe(_Images):
             black = lambda x: model.probabilities(x.to(model.device)).round().view(x.shape)  # noqa: E731
             figures |= completion(model, black, images) | denoising(model, black, images)
         return figures
-
-    def draw_samples(
-        self, model: nn.Module, dataset: Dataset, path: Path, *, n: int, seed: int, temperature: float
-    ) -> None:
-        assert isinstance(model, BoltzmannMachine)
-        note = "" if temperature == 1 else f", temperature {temperature:g}"
-        samples = model.sample(n, key=seed, temperature=temperature)
-        pictures.grid(path, drawn.whole(samples), columns=_columns(n), title=f"samples{note}")
 
     def report(
         self, model: nn.Module, dataset: Dataset, out: Path, log: Sequence[Mapping[str, Any]]
