@@ -13,14 +13,14 @@ import gmkernels as gmk
 
 from .conditioners import MLP, ResNet
 from .flow import Flow
-from .transforms import Chain, FactorOut, Flatten, Logit, Permute, Squeeze, Standardise
+from .transforms import Chain, FactorOut, Flatten, Linear, Logit, Permute, Squeeze, Standardise
 
 
 class RealNVP(Flow):
     """A stack of affine couplings.
 
     For vectors (one number in ``shape``) couplings alternate between the two halves of the features, which are
-    permuted in between if there are more than two. For images they follow section 3.6 of the paper: at each scale
+    permuted between pairs of couplings if there are more than two, or with ``linear`` go through a learned matrix. For images they follow section 3.6 of the paper: at each scale
     couplings with checkerboard masks, a squeeze, couplings of channel halves, and half of the channels become latents;
     the last scale has ``couplings + 1`` checkerboard couplings only.
 
@@ -33,6 +33,7 @@ class RealNVP(Flow):
         hidden, depth, dropout: width and number of hidden layers of a vector's conditioners, and their dropout.
         widths: channels of an image's conditioners, one number a scale.
         blocks: residual blocks of an image's conditioners.
+        linear: let a vector go through a learned matrix after every second coupling.
         tail: couplings of a vector that follow the last scale of an image; they see all of it at once.
         flat: treat an image as a vector of pixels.
         scale_map, clamp: of ``gmkernels.affine_coupling``.
@@ -50,6 +51,7 @@ class RealNVP(Flow):
         depth: int = 2,
         widths: Sequence[int] = (16, 32, 64),
         blocks: int = 1,
+        linear: bool = False,
         tail: int = 0,
         flat: bool = False,
         scale_map: str = "tanh",
@@ -65,11 +67,11 @@ class RealNVP(Flow):
         steps.append(Standardise(shape))
         if len(shape) == 1 or flat:
             net = functools.partial(MLP, hidden=hidden, depth=depth, contexts=contexts, dropout=dropout)
-            steps += [Flatten(shape), *_vector_steps(math.prod(shape), couplings, coupling, net)]
+            steps += [Flatten(shape), *_vector_steps(math.prod(shape), couplings, coupling, net, linear)]
         else:
             nets = [functools.partial(ResNet, width=width, blocks=blocks, contexts=contexts) for width in widths]
             net = functools.partial(MLP, hidden=hidden, depth=depth, contexts=contexts, dropout=dropout)
-            last = functools.partial(_vector_steps, couplings=tail, coupling=coupling, net=net)
+            last = functools.partial(_vector_steps, couplings=tail, coupling=coupling, net=net, linear=linear)
             steps += _image_steps(shape, couplings, coupling, nets, last)
         super().__init__(Chain(steps), shape, levels)
 
@@ -87,15 +89,22 @@ class RealNVP(Flow):
 
 
 def _vector_steps(
-    features: int, couplings: int, coupling: Callable[..., nn.Module], net: Callable[[int, int], nn.Module]
+    features: int,
+    couplings: int,
+    coupling: Callable[..., nn.Module],
+    net: Callable[[int, int], nn.Module],
+    linear: bool,
 ) -> list[nn.Module]:
     if features < 2:
         raise ValueError(f"RealNVP: a vector needs at least 2 features, got {features}")
     half = features // 2
     steps: list[nn.Module] = []
     for i in range(couplings):
-        if features > 2 and i and i % 2 == 0:
-            steps.append(Permute(features, seed=i))
+        if i and i % 2 == 0:
+            if linear:
+                steps.append(Linear(features, seed=i))
+            elif features > 2:
+                steps.append(Permute(features, seed=i))
         reads, split = (half, half) if i % 2 == 0 else (features - half, half - features)
         steps.append(coupling(net(reads, 2 * (features - reads)), split=split))
     return steps

@@ -44,6 +44,8 @@ class RealNVPRecipe(Recipe):
     """Hidden layers of the same."""
     dropout: float = 0.0
     """Dropout of the same."""
+    linear: bool | None = None
+    """A learned matrix after every second coupling of a vector. Left at None, for points of a density."""
     flat: bool = False
     """Treat an image as a vector of pixels."""
     alpha: float | None = None
@@ -67,6 +69,7 @@ class RealNVPRecipe(Recipe):
             couplings=self.couplings or (3 if image else 8),
             widths=self.widths or (16, 32, 48)[: _scales(shape)],
             blocks=self.blocks,
+            linear=self.linear if self.linear is not None else levels is None,
             tail=self.tail if self.tail is not None else 6,
             hidden=self.hidden or (64 if levels is None else 256),
             depth=self.depth,

@@ -115,6 +115,32 @@ class Permute(Transform):
         return z[:, self.back], no_change(z)
 
 
+class Linear(Transform):
+    """``z = W x`` with a learned square matrix, the invertible linear map of Kingma and Dhariwal ("Glow", 2018, section
+    3.2) on vectors; ``log |det W|``.
+
+    It starts as a rotation: of the plane by 45 degrees, else a random one drawn under ``seed``.
+    """
+
+    def __init__(self, features: int, seed: int = 0) -> None:
+        super().__init__()
+        if features == 2:
+            start = torch.tensor([[1.0, -1.0], [1.0, 1.0]]) * math.sqrt(0.5)
+        else:
+            start = torch.linalg.qr(gmk.random.normal(gmk.random.key(seed=seed), (features, features))).Q
+        self.weight = nn.Parameter(start)
+
+    def _logdet(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return torch.linalg.slogdet(self.weight.to(wide)).logabsdet.expand(len(x))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x @ self.weight.t(), self._logdet(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.linalg.solve(self.weight.t(), z, left=False), -self._logdet(z)
+
+
 class Squeeze(Transform):
     """Space to depth: (B, C, H, W) to (B, 4 C, H / 2, W / 2) (Dinh et al. 2017, section 3.6)."""
 
