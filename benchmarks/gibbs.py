@@ -1,4 +1,4 @@
-"""k = 100 block Gibbs steps of a 784 x 500 restricted Boltzmann machine that has learned the digits of mnist5k.
+"""Chains of Boltzmann machines: 100 block Gibbs steps of a 784 x 500 restricted machine that has learned mnist5k, and more.
 
 The machine is trained in the set-up (persistent contrastive divergence, 100 chains, half a minute) and kept in
 ``data/``; all providers begin with the same binarised digits.

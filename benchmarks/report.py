@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,9 +96,16 @@ def markdown(rows: Iterable[Row]) -> str:
         runs.sort(key=_order)
         for family in dict.fromkeys(run[0]["family"] for run in runs):
             chosen = [run for run in runs if run[0]["family"] == family]
+            parts.append(_title(family))
             parts.append((_overhead if family == "overhead" else _family)(chosen))
         parts.append(_caption([row for run in runs for row in run]))
     return "\n\n".join(parts)
+
+
+def _title(family: str) -> str:
+    """What the family's file says it measures, up to the details."""
+    first = (importlib.import_module(f"benchmarks.{family}").__doc__ or family).splitlines()[0]
+    return f"`{family}`: {re.split('[:.](?: |$)', first)[0]}"
 
 
 def _order(run: Sequence[Row]) -> tuple[int, int]:
