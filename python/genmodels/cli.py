@@ -190,7 +190,7 @@ def _train(args: list[str]) -> int:
     write_atomically(out / "result.json", (json.dumps(summary, indent=1) + "\n").encode())
     print(f"budget used: {result.step} steps in {result.seconds:.0f} s (a larger one continues this run)")
     for name, value in figures.items():
-        print(f"{name.replace('_', ' ').replace('bits per dim', 'bits/dim'):<20}{value:.4f}")
+        print(f"{name.replace('_', ' ').replace('bits per dim', 'bits/dim'):<27} {value:.4f}")
     print("wrote " + ", ".join(str(path) for path in files))
     return 0
 
