@@ -7,7 +7,7 @@
 * ``hopfield-1000-b40``: recall of 40 of 100 patterns from a tenth of noise, at most 20 sweeps. The couplings are
   integers, so all providers have to reach the same states. ``numpy`` and ``eager`` sweep the batch unit by unit, by
   the faster of the same two ways.
-* ``ais-784x500``: 100 chains through 1,000 temperatures of the machine of ``gibbs.py``. ``eager`` and ``compile`` make two
+* ``ais-784x500``: 100 chains through 1,000 temperatures of the machine of ``machine.py``. ``eager`` and ``compile`` make two
   products per temperature. Checked: the mean log-weight to five standard errors; ours against the definition.
 
 Operations of ``ais``: two dense products a temperature, 4 V H a chain.
@@ -30,6 +30,7 @@ import gmkernels as gmk
 from genmodels.data import mnist5k
 
 from .case import Built, Case, Inputs, Program, Provider, Setting, backend_of
+from .machine import machine
 
 UNITS, CHAINS, SWEEPS = 794, 64, 10
 CACHE = Path(__file__).resolve().parents[1] / "data" / f"boltzmann-{UNITS}.pt"
@@ -206,8 +207,6 @@ def _eager_recall(inputs: Inputs, mode: str) -> Program:
 
 
 def _ais_inputs(setting: Setting) -> Inputs:
-    from .gibbs import machine
-
     known = machine()
     mean = mnist5k().splits["train"].x.flatten(1).float().mean(0) / 255.0
     tensors = {name: known[name] for name in ("weight", "visible_bias", "hidden_bias")}
