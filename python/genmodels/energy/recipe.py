@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from .. import pictures
 from ..data import Dataset, ImageDataset
 from ..errors import DataError
+from ..masks import hide
 from ..recipe import Recipe
 from ..sampling import Noise
 from ..training import Fit, Part
-from ..vae.masks import hide
 from . import pictures as drawn
 from .boltzmann import BoltzmannMachine
 from .learning import Learning, Method, ascent

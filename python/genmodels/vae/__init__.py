@@ -1,7 +1,7 @@
 """Variational autoencoders: plain, beta, conditional and semi-supervised, with their bounds in nats per image."""
 
+from ..masks import REGIONS, hide, random_masks
 from .beta import Beta
-from .masks import REGIONS, hide, random_masks
 from .semi import SemiBatch, SemiStream, SemiSupervisedVAE, keep_labels
 from .vae import VAE, ConditionalVAE, NonFiniteLoss, Terms, kl_divergence
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import pictures
-from .masks import hide
+from ..masks import hide
 from .vae import VAE
 
 COLLAPSED = 0.01

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from .. import pictures
 from ..data import Batch, BatchStream, Dataset, ImageDataset
 from ..errors import DataError
+from ..masks import hide
 from ..recipe import Recipe
 from ..training import Fit
 from . import pictures as drawn
 from .beta import Beta
-from .masks import hide
 from .networks import Encoder, Network
 from .semi import SemiStream, SemiSupervisedVAE, keep_labels
 from .vae import VAE, ConditionalVAE, Likelihood

@@ -13,8 +13,8 @@ import gmkernels as gmk
 
 from ..data import Batch
 from ..errors import GenmodelsError
+from ..masks import random_masks
 from .beta import Beta
-from .masks import random_masks
 from .networks import Decoder, Encoder, Network
 
 Likelihood = Literal["bernoulli", "gaussian"]
