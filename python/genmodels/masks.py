@@ -1,4 +1,4 @@
-"""Which pixels an encoder may see: random regions to train with, and named halves to show and measure."""
+"""Which pixels a model may see: random regions to train with, and named halves to show and measure."""
 
 from __future__ import annotations
 
