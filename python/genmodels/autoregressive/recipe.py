@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import pictures
 from ..data import BatchStream, Dataset, ImageDataset
+from ..energy.pictures import various
 from ..errors import DataError
 from ..recipe import Recipe
 from ..training import Fit
@@ -96,7 +97,7 @@ class _PixelRecipe(Recipe):
         files = {name: out / name for name in ("samples.png", "completion.png", "growing.gif", "loss.png")}
         self.draw_samples(model, images, files["samples.png"], n=100, seed=1, temperature=1.0)
         x, y = images.splits["test"]
-        chosen = _various(y, len(x))[:20]
+        chosen = various(y, len(x))[:20]
         few = None if y is None or not model.classes else y[chosen].to(model.device)
         drawn.completions(files["completion.png"], model, x[chosen].to(model.device), few)
         labels, columns = _arranged(model, 40)
@@ -162,14 +163,3 @@ def _arranged(model: PixelModel, n: int) -> tuple[Tensor | None, int]:
     if not model.classes:
         return None, max(1, round(math.sqrt(1.6 * n)))
     return torch.arange(model.classes, device=model.device).repeat(max(1, n // model.classes)), model.classes
-
-
-def _various(y: Tensor | None, n: int) -> Tensor:
-    """An order of ``n`` images that goes through the classes in turn."""
-    if y is None:
-        return torch.arange(n)
-    rank = torch.empty(n, dtype=torch.int64)
-    for label in y.unique():
-        members = (y == label).nonzero()[:, 0]
-        rank[members] = torch.arange(len(members))
-    return (rank * (int(y.max()) + 1) + y).argsort()
