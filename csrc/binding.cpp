@@ -1,5 +1,6 @@
 // The only file that knows Python: addresses and sizes in, a status out as an exception.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <array>
 
@@ -160,6 +161,42 @@ void anneal(int64_t visible, int64_t hidden, int64_t chains, int64_t steps, int 
   run(gmk_ais_log_z, args, visible * hidden * chains);
 }
 
+// Bytes of state that the call needs; without a state that is all it does.
+int64_t pixelcnn(const std::array<int64_t, 4>& shape, const std::array<int64_t, 3>& sizes,
+                 const std::vector<int64_t>& kernels, int64_t first, int dtype, bool gated, int groups, int head,
+                 int levels, double temperature, const std::array<Address, 6>& in, int64_t row_begin, int64_t row_end,
+                 int64_t state_bytes, Address image) {
+  const auto [parameters, values, condition, key, mask, state] = in;
+  const gmk_pixelcnn_args args{shape[0],
+                               shape[1],
+                               shape[2],
+                               shape[3],
+                               sizes[0],
+                               sizes[1],
+                               sizes[2],
+                               int64_t(kernels.size()),
+                               first,
+                               dtype,
+                               gated,
+                               groups,
+                               head,
+                               levels,
+                               temperature,
+                               kernels.data(),
+                               at(parameters),
+                               at(values),
+                               at(condition),
+                               at<int64_t>(key),
+                               at<uint8_t>(mask),
+                               row_begin,
+                               row_end,
+                               at(state),
+                               &state_bytes,
+                               at<int64_t>(image)};
+  run(gmk_pixelcnn_sample, args, state ? kLong : 0);
+  return state_bytes;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -193,6 +230,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("boltzmann_gibbs", boltzmann<gmk_boltzmann_gibbs>);
   m.def("hopfield_recall", boltzmann<gmk_hopfield_recall>);
   m.def("ais_log_z", anneal);
+
+  m.def("pixelcnn_sample", pixelcnn);
 
   m.def("random_bits", [](Address out, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
     random<gmk_random_bits>(out, 0, 0, count, start, seed, offset);

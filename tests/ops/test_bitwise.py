@@ -40,6 +40,7 @@ def _large(row: OperatorRow) -> tuple[int, ...]:
         "masked_conv2d": (5, 19, 37, 13, 31),
         "causal_conv1d": (5, 19, 37, 401),
         "gated_activation": (5, 37, 13, 31),
+        "pixelcnn_sample": (37, 13, 11),
     }.get(row.operator, (257, 1021))
 
 

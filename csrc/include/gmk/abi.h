@@ -134,6 +134,27 @@ GMK_API int gmk_gaussian_log_likelihood_backward(const gmk_likelihood_args* args
 GMK_API int gmk_bernoulli_log_likelihood_double_backward(const gmk_likelihood_args* args);
 GMK_API int gmk_gaussian_log_likelihood_double_backward(const gmk_likelihood_args* args);
 
+/* ---- autoregressive ---------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  int64_t batch, channels, height, width; /* of the images */
+  int64_t features, hidden, outputs;      /* h or C; channels between the last two products, and after them */
+  int64_t layers;                         /* how many kernels: with the first one of a PixelCNN */
+  int64_t first;                          /* logical index of the batch's first image */
+  int32_t dtype, gated, groups, head, levels;
+  double temperature;
+  const int64_t* kernels;
+  const void *parameters, *values, *condition; /* flat in their order; (levels); (batch, layers, ...) or NULL */
+  const int64_t* key;                          /* (seed, offset) */
+  const uint8_t* mask;                         /* (batch, height, width), or NULL: what the image holds already */
+  int64_t row_begin, row_end;                  /* rows to draw; those before have been, with the same state */
+  void* state;                                 /* *state_bytes of memory; NULL: only say how much is needed */
+  int64_t* state_bytes;
+  int64_t* image; /* (batch, channels, height, width) */
+} gmk_pixelcnn_args;
+
+GMK_API int gmk_pixelcnn_sample(const gmk_pixelcnn_args* args);
+
 /* ---- random ------------------------------------------------------------------------------------------------------ */
 
 typedef struct {

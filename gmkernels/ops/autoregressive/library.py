@@ -23,7 +23,7 @@ pixelcnn_sample = Operator(
     " SymInt[] shape, int[] network, float temperature, SymInt first, str backend) -> Tensor",
     _fake,
     reference.pixelcnn_sample,
-    (),
+    ("cpu",),
 )
 ALIASES["gated_pixelcnn_sample"] = pixelcnn_sample.name
 

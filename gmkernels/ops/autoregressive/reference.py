@@ -201,7 +201,7 @@ def pixelcnn_sample(
     held = torch.zeros((batch, height, width), dtype=torch.bool, device=key.device)
     if mask is not None and x_init is not None:
         held = mask.expand(batch, height, width)
-        image = torch.where(held[:, None], x_init, image)
+        image.copy_(torch.where(held[:, None], x_init, image))
     samples = torch.arange(batch, device=key.device) + first
     every = torch.arange(channels, device=key.device)
     for pixel in range(height * width if batch else 0):
