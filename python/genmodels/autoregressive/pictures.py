@@ -51,7 +51,9 @@ def growing(path: Path, model: PixelModel, y: Tensor | None, *, columns: int, n:
 
     def look(row: int, images: Tensor) -> None:
         frame = _bytes(_hide(_ink(images, model.levels), rows > row))
-        sheet = pictures.tile(frame.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3), columns, gap=4)
+        sheet = pictures.tile(
+            frame.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3), columns, gap=4, background=235
+        )
         frames.append(image.fromarray(sheet.permute(1, 2, 0).numpy()))
 
     model.sample(n, y, key=seed, on_row=look)
