@@ -252,6 +252,37 @@ GMK_API int gmk_rbm_softplus_sum(const gmk_rbm_softplus_args* args);            
 GMK_API int gmk_rbm_softplus_sum_backward(const gmk_rbm_softplus_args* args);        /* -> out_field */
 GMK_API int gmk_rbm_softplus_sum_double_backward(const gmk_rbm_softplus_args* args); /* -> out, out_field */
 
+/* ---- masked_conv ------------------------------------------------------------------------------------------------- */
+
+enum gmk_conv_rule { GMK_MASK_A = 0, GMK_MASK_B = 1, GMK_CAUSAL = 2 };
+
+/* Element (i, c, y, x) of a batch of images is at data[i * n + c * c + y * h + x * w]. */
+typedef struct {
+  void* data;
+  int64_t n, c, h, w;
+} gmk_image;
+
+typedef struct {
+  int64_t batch, channels, outputs, height, width, kernel_height, kernel_width, dilation, groups;
+  int32_t dtype, rule;
+  gmk_image x, grad, out;      /* out: the outputs, or the gradient by x (data == NULL: not needed) */
+  const void *weight, *bias;   /* (outputs, channels, kernel_height, kernel_width) contiguous; (outputs), or NULL */
+  void *out_weight, *out_bias; /* likewise; NULL: not needed */
+} gmk_conv_args;
+
+GMK_API int gmk_conv_forward(const gmk_conv_args* args);
+GMK_API int gmk_conv_backward(const gmk_conv_args* args); /* -> out, out_weight, out_bias */
+
+typedef struct {
+  gmk_sizes sizes;                               /* of a half */
+  gmk_rows a, b, cond_a, cond_b, grad, v_a, v_b; /* one dtype; unused ones have data == NULL */
+  gmk_rows out, out_a, out_b;                    /* inner == 1; outer == sizes.inner for all of them, or for none */
+} gmk_gate_args;
+
+GMK_API int gmk_gated_activation(const gmk_gate_args* args);                 /* -> out */
+GMK_API int gmk_gated_activation_backward(const gmk_gate_args* args);        /* -> out_a, out_b */
+GMK_API int gmk_gated_activation_double_backward(const gmk_gate_args* args); /* -> out, out_a, out_b */
+
 /* ---- the cores themselves ---------------------------------------------------------------------------------------- */
 
 GMK_API const char* gmk_last_error(void);

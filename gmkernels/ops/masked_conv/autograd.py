@@ -14,6 +14,7 @@ condition is that by x. The second derivative is the tangent of these along the 
 from __future__ import annotations
 
 from . import library
+from .reference import wide
 
 
 def _bilinear(forward, backward, count):  # type: ignore[no-untyped-def]
@@ -31,16 +32,22 @@ def _bilinear(forward, backward, count):  # type: ignore[no-untyped-def]
         u, v, s = grads
         along_grad = along_x = along_weight = None
         if needs[0]:
-            terms = [forward(u, weight, s if by_bias else None, *rule, backend)] if by_x else []
-            terms += [forward(x, v, s if by_bias and not by_x else None, *rule, backend)] if by_weight else []
-            if not terms:
-                terms = [s.reshape(-1, *[1] * (x.dim() - 2)).expand_as(grad)]
-            along_grad = sum(terms[1:], terms[0])
+            # In the wider dtype, because the terms may cancel each other.
+            lifted = [t.to(wide(t)) for t in (u, v, s, x, weight)]
+            along_grad = _along_grad(forward, lifted, (by_x, by_weight, by_bias), grad, (*rule, backend)).to(grad.dtype)
         if needs[1] and by_weight:
             along_x = backward(grad, x, v, *rule, True, False, False, backend)[0]
         if needs[2] and by_x:
             along_weight = backward(grad, u, weight, *rule, False, True, False, backend)[1]
         return along_grad, along_x, along_weight
+
+
+def _along_grad(forward, tensors, has, grad, rule):  # type: ignore[no-untyped-def]
+    """c(u, w) + c(x, v) + s, of those that there are."""
+    (u, v, s, x, weight), (by_x, by_weight, by_bias) = tensors, has
+    terms = [forward(u, weight, s if by_bias else None, *rule)] if by_x else []
+    terms += [forward(x, v, s if by_bias and not by_x else None, *rule)] if by_weight else []
+    return sum(terms[1:], terms[0]) if terms else s.reshape(-1, *[1] * (x.dim() - 2)).expand_as(grad)
 
 
 _bilinear(library.masked_conv2d, library.masked_conv2d_backward, 2)
