@@ -1,6 +1,5 @@
 // Masked 2-D and causal 1-D convolution: nothing is multiplied by zero but the gaps between the rows. See planes.h.
 #include <memory>
-#include <tuple>
 
 #include "gmk/parallel.h"
 #include "tile.h"
@@ -11,11 +10,13 @@ namespace {
 
 using Args = gmk_conv_args;
 constexpr int64_t kStrip = 1536;               // pixels that a task computes of one image
+constexpr int64_t kGroup = 8;                  // blocks of channels that it computes
+constexpr int64_t kCorrelated = 512;           // pixels that are correlated at a time
 constexpr int64_t kPacked = int64_t(1) << 22;  // elements of the images that are in planes at a time
 
 // Working memory that a thread keeps for its next call: asked for anew, its pages would cost as much as a convolution.
 // It is uninitialised, begins on a cache line, and a thread has one of each kind at a time.
-enum Kind { kInputs, kGradients, kWeights, kBias, kScratch, kKinds };
+enum Kind { kInputs, kGradients, kWeights, kBias, kKinds };
 constexpr int64_t kKept = int64_t(1) << 26;  // bytes; what is larger is given back
 
 template <class T> struct Buffer {
@@ -39,50 +40,55 @@ template <class T> struct Buffer {
   }
 };
 
-// The weights of one direction in the order in which they are used: blocks of a few channels to be computed; in each,
-// the channels summed over; of these, the taps.
+// What one direction computes, and its weights in the order in which they are used: blocks of a few channels to be
+// computed; in each, the channels summed over; of these, the taps.
 template <class T> struct Weights {
   struct Block {
-    int64_t first;
+    int64_t first, begin, end;  // its first channel; the channels of which it sees the last tap
+    int64_t place;              // of its weights
     int count;
-    int64_t start;
-    Walk walk;
   };
+  const Geometry& g;
+  const int64_t summed;
   std::vector<Block> blocks;
-  std::vector<int64_t> offset;
-  std::vector<Buffer<T>> memory;
-  T *packed, *bias;
+  std::vector<int64_t> offset;  // of a tap
+  const Buffer<T> packed, bias;
 
-  Weights(const Args& a, const Geometry& g, bool transposed) {
-    const int64_t taps = int64_t(g.taps.size()), places = a.kernel_height * a.kernel_width;
-    const int64_t computed = transposed ? a.channels : a.outputs, summed = transposed ? a.outputs : a.channels;
+  int seen(const Block& b, int64_t channel) const {
+    return std::max(0, int(g.taps.size()) - (channel < b.begin || channel >= b.end));
+  }
+
+  Weights(const Args& a, const Geometry& geometry, bool transposed)
+      : g(geometry),
+        summed(transposed ? a.outputs : a.channels),
+        packed(kWeights, a.outputs * a.channels * int64_t(geometry.taps.size())),
+        bias(kBias, transposed ? a.channels : a.outputs) {
+    const int64_t computed = transposed ? a.channels : a.outputs, places = a.kernel_height * a.kernel_width;
+    const int64_t step = transposed ? places : a.channels * places, along = transposed ? a.channels * places : places;
     for (const Tap& tap : g.taps) offset.push_back(transposed ? -tap.offset : tap.offset);
     const int64_t size = computed / g.groups;
     int64_t total = 0;
     for (int64_t group = 0; size > 0 && group < g.groups; ++group) {
       const Cut cut(size, Shape<T>::channels);
       for (int64_t i = 0; i < cut.pieces; ++i) {
-        Block b{group * size + cut.begin(i), cut.size(i), total, {g.plane, summed, 0, 0, offset.data(), int(taps)}};
-        std::tie(b.walk.begin, b.walk.end) = g.centre(b.first, computed, summed, transposed);
-        total += (std::max<int64_t>(0, taps - 1) * summed + (taps > 0) * (b.walk.end - b.walk.begin)) * b.count;
-        blocks.push_back(b);
+        const int64_t first = group * size + cut.begin(i);
+        const auto [begin, end] = g.centre(first, computed, summed, transposed);
+        blocks.push_back({first, begin, end, total, cut.size(i)});
+        for (int64_t s = 0; s < summed; ++s) total += seen(blocks.back(), s) * cut.size(i);
       }
     }
-    packed = memory.emplace_back(kWeights, total).data;
-    bias = memory.emplace_back(kBias, computed).data;
-    std::fill_n(bias, computed, T(0));
-    if (!transposed && a.bias) read(bias, a.bias, a.dtype, 0, 1, computed);
-    const int64_t step = transposed ? places : a.channels * places, along = transposed ? a.channels * places : places;
+    std::fill_n(bias.data, computed, T(0));
+    if (!transposed && a.bias) read(bias.data, a.bias, a.dtype, 0, 1, computed);
     parallel_for(int64_t(blocks.size()), [&](int64_t i) {
       const Block& b = blocks[size_t(i)];
-      T* to = packed + b.start;
+      T* to = packed.data + b.place;
       for (int64_t s = 0; s < summed; ++s) {
-        const int seen = b.walk.seen(s);
+        const int taps = seen(b, s);
         for (int c = 0; c < b.count; ++c)
-          for (int t = 0; t < seen; ++t)
+          for (int t = 0; t < taps; ++t)
             read(to + t * b.count + c, a.weight, a.dtype, (b.first + c) * step + s * along + g.taps[size_t(t)].place, 1,
                  1);
-        to += seen * b.count;
+        to += taps * b.count;
       }
     });
   }
@@ -122,29 +128,30 @@ template <class T> struct Conv {
   // Images first .. first + count, from planes.
   static void run(const Geometry& g, const Planes<T>& x, const Weights<T>& w, const gmk_image& out, int32_t dtype,
                   int64_t first, int64_t count) {
+    constexpr int C = Shape<T>::channels, V = Shape<T>::vectors, row = V * kLanes;
     const int64_t blocks = int64_t(w.blocks.size()), strips = (g.pixels + kStrip - 1) / kStrip;
-    // A task takes an image through all channels, or where there are few images, through some.
-    const int64_t parts = std::min(blocks, (16 + count * strips - 1) / (count * strips));
-    parallel_for(count * strips * parts, [&](int64_t task) {
-      const int64_t n = task / (strips * parts), begin = task / parts % strips * kStrip, part = task % parts;
-      const int64_t end = std::min(g.pixels, begin + kStrip);
-      constexpr int C = Shape<T>::channels, V = Shape<T>::vectors;
-      const Buffer<T> scratch(kScratch, C * (kStrip + V * kLanes));
-      const int64_t row = kStrip + V * kLanes;
-      const Cut vectors((end - begin + kLanes - 1) / kLanes, V);
-      for (int64_t i = blocks * part / parts; i < blocks * (part + 1) / parts; ++i) {
-        const auto& block = w.blocks[size_t(i)];
-        with_count<C>(block.count, [&](auto channels) {
-          for (int64_t j = 0; j < vectors.pieces; ++j) {
-            const int64_t q = vectors.begin(j) * kLanes;
-            with_count<V>(vectors.size(j), [&](auto width) {
-              convolve<channels(), width()>(block.walk, x.pixels(n, 0) + begin + q, w.packed + block.start,
-                                            w.bias + block.first, scratch.data + q, row);
+    const Cut groups(blocks, kGroup);
+    parallel_for(count * strips * groups.pieces, [&](int64_t task) {
+      const int64_t n = task / (strips * groups.pieces), strip = task / groups.pieces % strips;
+      const int64_t begin = strip * kStrip, end = std::min(g.pixels, begin + kStrip);
+      const int64_t first_block = groups.begin(task % groups.pieces), blocks_here = groups.size(task % groups.pieces);
+      const auto *block = &w.blocks[size_t(first_block)], *last = block + blocks_here - 1;
+      const int64_t channel = block->first, channels = last->first + last->count - channel;
+      const Cut tiles((end - begin + kLanes - 1) / kLanes, V);
+      alignas(64) T sums[kGroup * C * row];
+      for (int64_t j = 0; j < tiles.pieces; ++j) {
+        const int64_t q = begin + tiles.begin(j) * kLanes, pixels = std::min<int64_t>(tiles.size(j) * kLanes, end - q);
+        for (int64_t c = 0; c < channels; ++c) std::fill_n(sums + c * row, row, w.bias.data[channel + c]);
+        with_count<V>(tiles.size(j), [&](auto width) {
+          for (int64_t i = 0; i < blocks_here; ++i)
+            with_count<C>(block[i].count, [&](auto size) {
+              convolve<size(), width()>(
+                  x.pixels(n, 0) + q, g.plane, w.offset.data(), w.summed,
+                  [&](int64_t s) { return w.seen(block[i], s); }, w.packed.data + block[i].place,
+                  sums + (block[i].first - channel) * row);
             });
-          }
         });
-        for (int c = 0; c < block.count; ++c)
-          unpack_plane(g, scratch.data + c * row, begin, end - begin, out, dtype, first + n, block.first + c);
+        unpack(g, sums, row, channels, q, pixels, out, dtype, first + n, channel);
       }
     });
   }
@@ -202,6 +209,7 @@ template <class T> struct Conv {
     const int64_t taps = int64_t(g.taps.size()), places = a.kernel_height * a.kernel_width;
     if (a.outputs == 0 || a.channels == 0 || taps == 0) return;
     const Cut outputs(a.outputs, C), inputs(a.channels, V);
+    const Cut strips((g.pixels + kLanes - 1) / kLanes, kCorrelated / kLanes);
     const int64_t parts = std::min<int64_t>(inputs.pieces, (16 + outputs.pieces - 1) / outputs.pieces);
     parallel_for(outputs.pieces * parts, [&](int64_t task) {
       const int64_t o = task / parts, part = task % parts, first = outputs.begin(o);
@@ -212,9 +220,12 @@ template <class T> struct Conv {
         with_count<C>(outputs.size(o), [&](auto c) {
           with_count<V>(inputs.size(i), [&](auto v) {
             for (int64_t n = 0; n < count; ++n)
-              for (int64_t t = 0; t < taps; ++t)
-                correlate<c(), v()>(grad.pixels(n, first), x.pixels(n, channel) + g.taps[size_t(t)].offset, g.plane,
-                                    g.pixels, sums.data() + t * C * V);
+              for (int64_t s = 0; s < strips.pieces; ++s)
+                for (int64_t t = 0; t < taps; ++t) {
+                  const int64_t q = strips.begin(s) * kLanes;
+                  correlate<c(), v()>(grad.pixels(n, first) + q, x.pixels(n, channel) + q + g.taps[size_t(t)].offset,
+                                      g.plane, strips.size(s) * kLanes, sums.data() + t * C * V);
+                }
             for (int64_t t = 0; t < taps; ++t)
               for (int k = 0; k < c() * v(); ++k) {
                 const int64_t output = first + k / v(), input = channel + k % v();

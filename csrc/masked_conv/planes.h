@@ -82,19 +82,31 @@ void pack_plane(const Geometry& g, const gmk_image& image, int32_t dtype, int64_
   std::fill(at, to + g.plane, T(0));
 }
 
-// Takes pixels first .. first + count of a plane to their places in an image.
+// Takes pixels first .. first + count of some channels, c and after, to their places in an image, the gaps left out.
 template <class T>
-void unpack_plane(const Geometry& g, const T* from, int64_t first, int64_t count, const gmk_image& image, int32_t dtype,
-                  int64_t n, int64_t c) {
-  for (int64_t y = first / g.row; y * g.row < first + count && y < g.height; ++y) {
-    const int64_t begin = std::max<int64_t>(0, first - y * g.row);
-    const int64_t end = std::min(g.width, first + count - y * g.row);
-    const int64_t start = n * image.n + c * image.c + y * image.h + begin * image.w;
-    const T* source = from + y * g.row + begin - first;
-    if (image.w == 1)
-      write(image.data, dtype, start, source, end - begin);
-    else
-      for (int64_t x = 0; x < end - begin; ++x) write(image.data, dtype, start + x * image.w, source + x, 1);
+void unpack(const Geometry& g, const T* from, int64_t step, int64_t channels, int64_t first, int64_t count,
+            const gmk_image& image, int32_t dtype, int64_t n, int64_t c) {
+  for (int64_t y = first / g.row, q = y * g.row; q < first + count && y < g.height; ++y, q += g.row) {
+    const int64_t begin = std::max<int64_t>(0, first - q), end = std::min(g.width, first + count - q);
+    const int64_t start = n * image.n + c * image.c + y * image.h;
+    const T* source = from + (q - first);
+    if (dtype != dtype_of<T>()) {
+      for (int64_t k = 0; k < channels; ++k)
+        for (int64_t x = begin; x < end; ++x)
+          write(image.data, dtype, start + k * image.c + x * image.w, source + k * step + x, 1);
+      continue;
+    }
+    T* to = static_cast<T*>(image.data) + start;
+    if (image.w == 1) {
+      for (int64_t x = begin; x < end; x += kLanes) {
+        const int lanes = int(std::min<int64_t>(kLanes, end - x));
+        for (int64_t k = 0; k < channels; ++k)
+          store_n(to + k * image.c + x, load_n(source + k * step + x, lanes), lanes);
+      }
+    } else {
+      for (int64_t x = begin; x < end; ++x)
+        for (int64_t k = 0; k < channels; ++k) to[k * image.c + x * image.w] = source[k * step + x];
+    }
   }
 }
 

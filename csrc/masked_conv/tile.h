@@ -15,29 +15,21 @@ template <class T> struct Shape {
   static constexpr int outputs = count == 1 ? 6 : 3, inputs = count == 1 ? 4 : count == 2 ? 2 : 1;    // to correlate
 };
 
-// Which pixels are summed over: those of every channel through the taps but the last one, which only the channels begin
-// .. end are seen through.
-struct Walk {
-  int64_t plane, channels, begin, end;
-  const int64_t* offset;
-  int taps;
-
-  GMK_INLINE int seen(int64_t channel) const { return std::max(0, taps - (channel < begin || channel >= end)); }
-};
-
-// out[c][q] = bias[c] + sum over channels and taps of w x[channel][q + offset], for C channels and V vectors of pixels.
-// Weights lie in the order in which they are used, C side by side.
-template <int C, int V, class T>
-GMK_OUTLINE void convolve(const Walk& walk, const T* x, const T* w, const T* bias, T* out, int64_t row) {
+// sums[c][q] += sum over the channels i and the first seen(i) taps of w x[i][q + offset], for C channels and V vectors
+// of pixels. The weights lie in the order in which they are used, C side by side.
+template <int C, int V, class T, class Seen>
+GMK_INLINE void convolve(const T* x, int64_t plane, const int64_t* offset, int64_t channels, const Seen& seen,
+                         const T* w, T* sums) {
+  constexpr int row = Shape<T>::vectors * kLanes;
   pack<T> sum[C][V];
 #pragma GCC unroll 8
   for (int c = 0; c < C; ++c)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[c][v] = pack<T>(bias[c]);
-  for (int64_t i = 0; i < walk.channels; ++i, x += walk.plane) {
-    const int taps = walk.seen(i);
+    for (int v = 0; v < V; ++v) sum[c][v] = load(sums + c * row + v * kLanes);
+  for (int64_t i = 0; i < channels; ++i, x += plane) {
+    const int taps = seen(i);
     for (int t = 0; t < taps; ++t, w += C) {
-      const T* p = x + walk.offset[t];
+      const T* p = x + offset[t];
       pack<T> pixels[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) pixels[v] = load(p + v * kLanes);
@@ -52,7 +44,7 @@ GMK_OUTLINE void convolve(const Walk& walk, const T* x, const T* w, const T* bia
 #pragma GCC unroll 8
   for (int c = 0; c < C; ++c)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) store(out + c * row + v * kLanes, sum[c][v]);
+    for (int v = 0; v < V; ++v) store(sums + c * row + v * kLanes, sum[c][v]);
 }
 
 // sums[c][v] += sum over pixels of g[c][q] x[v][q], lane by lane, for C planes g and V planes x.
