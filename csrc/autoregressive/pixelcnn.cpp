@@ -2,176 +2,32 @@
 // when it begins; a pixel then costs the taps to its left, its own, and the 1x1 products. Every layer keeps as many
 // rows of its input as its kernel looks back on.
 #include <cstring>
-#include <memory>
 
 #include "draw.h"
 #include "gmk/parallel.h"
+#include "network.h"
 
 namespace gmk {
 namespace GMK_ISA {
 namespace {
 
 using namespace autoregressive;
-using Args = gmk_pixelcnn_args;
 
-constexpr int64_t kMost = 16;  // samples that go together
-
-// The last rows of an activation, zeros beside them and above; pixel after pixel, all channels of each.
-template <class T> struct Rows {
-  int64_t channels = 0, margin = 0, kept = 0, columns = 0, step = 0;  // step: from sample to sample
-  T* data = nullptr;
-
-  Rows() = default;
-  Rows(Arena& arena, const Args& a, int64_t c, int64_t beside, int64_t above)
-      : channels(c), margin(beside), kept(above + 1), columns(a.width + 2 * beside) {
-    step = round_up(kept * columns * channels, kLanes);
-    data = arena.take<T>(a.batch * step);
-  }
-  T* at(int64_t sample, int64_t row, int64_t x) const {
-    return data + sample * step + ((row + kept) % kept * columns + margin + x) * channels;
-  }
-};
-
-// Parameters in their order.
-template <class T> struct Reader {
-  const T* at;
-  const T* take(int64_t count) {
-    const T* found = at;
-    if (at) at += count;
-    return found;
-  }
-};
-
-// What all layers are made of: weights (outputs, inputs, rows, columns) and a bias.
-template <class T> struct Layer {
-  int64_t outputs, inputs, rows, columns;
-  const T *weight, *bias;
-  Layer(Reader<T>& from, int64_t o, int64_t i, int64_t r, int64_t c) : outputs(o), inputs(i), rows(r), columns(c) {
-    weight = from.take(o * i * r * c);
-    bias = from.take(o);
-  }
-  T value(int64_t o, int64_t channel, int64_t row, int64_t column) const {
-    return weight[((o * inputs + channel) * rows + row) * columns + column];
-  }
-  // All taps of the first `count` rows.
-  Matrix<T> whole(Arena& arena, int64_t count) const {
-    Matrix<T> m(arena, outputs, count * columns * inputs);
-    if (weight)
-      m.fill([&](int64_t o, int64_t i) { return value(o, i % inputs, i / (columns * inputs), i / inputs % columns); },
-             bias);
-    return m;
-  }
-  // For one group of outputs: taps in `row` left of the centre, and the groups at the centre that the group may see.
-  Matrix<T> group(Arena& arena, int64_t g, int64_t groups, bool strictly, int64_t row, bool biased) const {
-    const int64_t each = outputs / groups, left = (rows == columns ? columns / 2 : columns - 1) * inputs;
-    Matrix<T> m(arena, each, left + (strictly ? g : g + 1) * (inputs / groups));
-    if (weight)
-      m.fill([&](int64_t o, int64_t i) { return value(g * each + o, i % inputs, row, i / inputs); },
-             biased ? bias + g * each : nullptr);
-    return m;
-  }
-  std::vector<Matrix<T>> grouped(Arena& arena, int64_t groups, bool strictly, bool biased = true) const {
-    std::vector<Matrix<T>> all;
-    for (int64_t g = 0; g < groups; ++g) all.push_back(group(arena, g, groups, strictly, rows / 2, biased));
-    return all;
-  }
-};
-
-template <class T> using Groups = std::vector<Matrix<T>>;
-
-// A masked convolution, its input, and what the rows above make of the current row.
-template <class T> struct Masked {
-  Matrix<T> above;
-  Groups<T> here;
-  Rows<T> in;
-  T* ahead;  // (batch, width, outputs)
-  int64_t kernel;
-
-  Masked(Arena& arena, const Args& a, const Layer<T>& layer, bool strictly)
-      : above(layer.whole(arena, layer.rows / 2)),
-        here(layer.grouped(arena, a.groups, strictly, false)),
-        in(arena, a, layer.inputs, layer.columns / 2, layer.rows / 2),
-        ahead(arena.take<T>(a.batch * a.width * layer.outputs)),
-        kernel(layer.rows) {}
-};
-
-template <class T> struct Block {
-  Groups<T> reduce, expand;
-  Masked<T> masked;
-  Block(Arena& arena, const Args& a, const Layer<T>& first, const Layer<T>& middle, const Layer<T>& last)
-      : reduce(first.grouped(arena, a.groups, false)),
-        expand(last.grouped(arena, a.groups, false)),
-        masked(arena, a, middle, false) {}
-};
-
-template <class T> struct GatedLayer {
-  Matrix<T> vertical, link;
-  Groups<T> horizontal, residual;
-  Rows<T> down, across;
-  T* ahead;  // (batch, width, 2 C)
-  int64_t kernel;
-  GatedLayer(Arena& arena, const Args& a, const Layer<T>& v, const Layer<T>& h, const Layer<T>& l, const Layer<T>& r,
-             bool first)
-      : vertical(v.whole(arena, v.rows)),
-        link(l.whole(arena, 1)),
-        horizontal(h.grouped(arena, a.groups, first, false)),
-        residual(r.grouped(arena, a.groups, false)),
-        down(arena, a, v.inputs, v.columns / 2, v.columns / 2),
-        across(arena, a, v.inputs, v.columns / 2, 0),
-        ahead(arena.take<T>(a.batch * a.width * v.outputs)),
-        kernel(v.columns) {
-    if (h.bias)  // both are added to the same sums
-      for (int64_t o = 0; o < link.outputs; ++o) link.bias[o] = l.bias[o] + h.bias[o];
-  }
-};
-
-// Everything that lives in the caller's memory, in one order; with memory at nullptr, only its size.
-template <class T> struct Network {
-  const Args& a;
-  Arena arena;
-  Reader<T> reader;
-  std::vector<Masked<T>> first;  // of a PixelCNN, one
-  std::vector<Block<T>> blocks;
-  std::vector<GatedLayer<T>> layers;
-  Groups<T> head, output;
-
-  Network(const Args& args, void* memory, bool fill)
-      : a(args), arena(memory), reader{fill ? static_cast<const T*>(args.parameters) : nullptr} {
-    const int64_t w = a.features;
-    if (a.gated) {
-      for (int64_t i = 0, in = a.channels; i < a.layers; ++i, in = w) {
-        const int64_t k = a.kernels[i];
-        const Layer<T> v(reader, 2 * w, in, k / 2 + 1, k), h(reader, 2 * w, in, 1, k / 2 + 1);
-        const Layer<T> l(reader, 2 * w, 2 * w, 1, 1), r(reader, w, w, 1, 1);
-        layers.emplace_back(arena, a, v, h, l, r, i == 0);
-      }
-    } else {
-      const int64_t k = a.kernels[0];
-      first.emplace_back(arena, a, Layer<T>(reader, 2 * w, a.channels, k, k), true);
-      for (int64_t i = 1; i < a.layers; ++i) {
-        const int64_t size = a.kernels[i];
-        const Layer<T> reduce(reader, w, 2 * w, 1, 1), middle(reader, w, w, size, size), expand(reader, 2 * w, w, 1, 1);
-        blocks.emplace_back(arena, a, reduce, middle, expand);
-      }
-    }
-    head = Layer<T>(reader, a.hidden, stream(), 1, 1).grouped(arena, a.groups, false);
-    output = Layer<T>(reader, a.outputs, a.hidden, 1, 1).grouped(arena, a.groups, false);
-  }
-  int64_t stream() const { return a.gated ? a.features : 2 * a.features; }
-};
+// Samples that go together. One alone stays on one thread: a barrier for each row costs what it saves.
+constexpr int64_t kMost = 16;
 
 template <class T> struct Sampler {
   const Args& a;
   const Network<T>& net;
   const int64_t from, count;  // samples
-  const bool parallel;        // whether the threads are ours
   Draw<T> draw;
   Positive<T> positive;
   // (count, channels) each. The first four are kept for every layer where groups of channels take turns.
   std::vector<T> stream, active, inner, gates, hidden, found;
+  std::vector<T> sums;  // of a row of the vertical stack
 
-  Sampler(const Args& args, const Network<T>& network, int64_t begin, int64_t end, bool threads)
-      : a(args), net(network), from(begin), count(end - begin), parallel(threads), draw(args) {
+  Sampler(const Args& args, const Network<T>& network, int64_t begin, int64_t end)
+      : a(args), net(network), from(begin), count(end - begin), draw(args) {
     const auto room = [&](int64_t channels) { return std::vector<T>(count * channels + kLanes); };
     const int64_t kept = a.groups > 1 ? a.layers : 1;
     stream = room(kept * net.stream());
@@ -180,13 +36,7 @@ template <class T> struct Sampler {
     gates = room(kept * a.features);
     hidden = room(a.hidden);
     found = room(a.outputs);
-  }
-
-  template <class F> void each(int64_t tasks, const F& task) const {
-    if (parallel)
-      parallel_for(tasks, task);
-    else
-      for (int64_t i = 0; i < tasks; ++i) task(i);
+    sums.resize(a.gated ? a.width * 2 * a.features + kLanes : 0);
   }
 
   // ---- a row -------------------------------------------------------------------------------------------------------
@@ -202,12 +52,12 @@ template <class T> struct Sampler {
     for (int64_t o = 0; o < m.outputs; ++o) memory[o] = m.bias[o] + condition[o];
     return memory.data();
   }
-  // Windows of `rows` rows that end with `last`, for pixels x and on.
-  static void windows(const Rows<T>& in, int64_t sample, int64_t last, int64_t rows, int64_t kernel, int64_t x,
+  // Windows of `rows` rows that end with `last`, for all pixels.
+  static void windows(const Rows<T>& in, int64_t sample, int64_t last, int64_t rows, int64_t kernel,
                       std::vector<Piece<T>>& pieces) {
     pieces.clear();
     for (int64_t row = last - rows + 1; row <= last; ++row)
-      pieces.push_back({in.at(sample, row, x - kernel / 2), kernel * in.channels});
+      pieces.push_back({in.at(sample, row, -(kernel / 2)), kernel * in.channels});
   }
   static Input<T> input(const std::vector<Piece<T>>& pieces, int64_t step) {
     return {pieces.data(), int(pieces.size()), step};
@@ -218,7 +68,7 @@ template <class T> struct Sampler {
     std::vector<T> memory;
     const int64_t o = m.above.outputs;
     for (int64_t s = from; s < from + count; ++s) {
-      windows(m.in, s, row - 1, m.kernel / 2, m.kernel, 0, pieces);
+      windows(m.in, s, row - 1, m.kernel / 2, m.kernel, pieces);
       const T* start = origin(m.above, layer < 0 ? nullptr : condition(s, layer, a.features), memory);
       product(m.above, input(pieces, m.in.channels), a.width, {start, 0, m.ahead + s * a.width * o, o});
     }
@@ -234,39 +84,32 @@ template <class T> struct Sampler {
     }
   }
 
-  // Pixels of the vertical stack that a task computes.
-  static constexpr int64_t kPiece = 3 * kTile;
-
-  void vertical(int64_t row) const {
-    const int64_t cuts = (a.width + kPiece - 1) / kPiece, wide = 2 * a.features;
+  void vertical(int64_t row) {
+    const int64_t wide = 2 * a.features, each = wide / a.groups;
+    std::vector<Piece<T>> pieces;
+    std::vector<T> memory;
     for (int64_t l = 0; l < a.layers; ++l) {
       const GatedLayer<T>& layer = net.layers[l];
-      each(count * cuts, [&](int64_t task) {
-        const int64_t s = from + task / cuts, x = task % cuts * kPiece, pixels = std::min(kPiece, a.width - x);
-        std::vector<Piece<T>> pieces;
-        std::vector<T> sums(pixels * wide + kLanes), memory;
-        windows(layer.down, s, row, layer.kernel / 2 + 1, layer.kernel, x, pieces);
-        product(layer.vertical, input(pieces, layer.down.channels), pixels,
-                {layer.vertical.bias, 0, sums.data(), wide});
+      for (int64_t s = from; s < from + count; ++s) {
         const T* by = condition(s, l, 2 * wide);
+        windows(layer.down, s, row, layer.kernel / 2 + 1, layer.kernel, pieces);
+        product(layer.vertical, input(pieces, layer.down.channels), a.width,
+                {layer.vertical.bias, 0, sums.data(), wide});
         const Piece<T> all{sums.data(), wide};
-        product(
-            layer.link, {&all, 1, wide}, pixels,
-            {origin(layer.link, by ? by + wide : nullptr, memory), 0, layer.ahead + (s * a.width + x) * wide, wide});
-        if (l + 1 == a.layers) return;
-        const int64_t each = wide / a.groups;
-        for (int64_t p = 0; p < pixels; ++p)
+        product(layer.link, {&all, 1, wide}, a.width,
+                {origin(layer.link, by ? by + wide : nullptr, memory), 0, layer.ahead + s * a.width * wide, wide});
+        for (int64_t p = 0; l + 1 < a.layers && p < a.width; ++p)
           for (int64_t g = 0; g < a.groups; ++g)
             gate(&sums[p * wide + g * each], by ? by + g * each : nullptr, each / 2,
-                 net.layers[l + 1].down.at(s, row, x + p) + g * each / 2);
-      });
+                 net.layers[l + 1].down.at(s, row, p) + g * each / 2);
+      }
     }
   }
 
-  void begin_row(int64_t row) const {
+  void begin_row(int64_t row) {
     if (a.gated) return vertical(row);
-    each(a.layers,
-         [&](int64_t i) { i == 0 ? above(net.first[0], -1, row) : above(net.blocks[i - 1].masked, i - 1, row); });
+    above(net.first[0], -1, row);
+    for (int64_t i = 0; i + 1 < a.layers; ++i) above(net.blocks[i].masked, i, row);
   }
 
   // ---- a pixel -----------------------------------------------------------------------------------------------------
@@ -393,8 +236,7 @@ template <class T> int run(const Args& a) {
   if (begin) std::memset(a.state, 0, size_t(*a.state_bytes));
   const Network<T> net(a, a.state, begin);
   const int64_t size = std::clamp<int64_t>((a.batch + 3) / 4, 1, kMost), tasks = (a.batch + size - 1) / size;
-  parallel_for(tasks,
-               [&](int64_t t) { Sampler<T>(a, net, t * size, std::min(a.batch, (t + 1) * size), tasks == 1).run(); });
+  parallel_for(tasks, [&](int64_t t) { Sampler<T>(a, net, t * size, std::min(a.batch, (t + 1) * size)).run(); });
   return 0;
 }
 

@@ -74,7 +74,7 @@ def pixelcnn_sample(
             the sampling. Not inside ``torch.compile``.
         backend: ``auto``, ``reference`` or ``cpu``. The reference runs the whole network for every pixel and channel
             group; the C++ core keeps a row cache for each layer, computes what comes from the rows above once a row, and
-            every activation once.
+            every activation once. On a GPU ``auto`` does so in PyTorch operations.
 
     Returns:
         The levels, int64 of ``shape``.
@@ -170,6 +170,4 @@ def _sample(
         flat, values, key, None if x_init is None else x_init.long(), mask,
         None if condition is None else condition.detach(), list(shape), net.numbers, float(temperature), first,
     )  # fmt: skip
-    if on_row is None:
-        return library.pixelcnn_sample(*given, backend)
-    return library.by_row(op, given, on_row, backend)
+    return library.sample(op, given, on_row, backend)

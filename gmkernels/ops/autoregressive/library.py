@@ -1,16 +1,18 @@
-"""Schema and fake of the autoregressive sampler, and the way round the doors for a call that shows its rows."""
+"""Schema and fake of the autoregressive sampler, and what goes round the doors: a call that shows its rows, and one on a
+device without a kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gmkernels.core import backends
 from gmkernels.core.doors import ALIASES, Operator
 
-from . import reference
+from . import cached, reference
 
 
 def _fake(parameters, values, key, x_init, mask, condition, shape, network, temperature, first):  # type: ignore[no-untyped-def]
@@ -28,9 +30,21 @@ pixelcnn_sample = Operator(
 ALIASES["gated_pixelcnn_sample"] = pixelcnn_sample.name
 
 
-def by_row(op: str, given: tuple[Any, ...], on_row: Callable[[int, Tensor], object], backend: str) -> Tensor:
-    """The same launchers; a schema has no place for a callback."""
-    tensors = [t for t in given[: pixelcnn_sample.tensors] if t is not None]
+def _launcher(op: str, tensors: list[Tensor], backend: str) -> Callable[..., Tensor]:
+    if _on_gpu(tensors, backend):
+        return cached.pixelcnn_sample
     name = backends.resolve(op, backend, tensors, pixelcnn_sample.backends)
-    launch = reference.pixelcnn_sample if name == "reference" else pixelcnn_sample.launcher(name)
-    return launch(*given, on_row=on_row)
+    return reference.pixelcnn_sample if name == "reference" else pixelcnn_sample.launcher(name)
+
+
+def _on_gpu(tensors: list[Tensor], backend: str) -> bool:
+    """Where only the definition would be left, but the user does not ask for it."""
+    return backend == "auto" == backends.setting.name and tensors[0].is_cuda and not torch.compiler.is_compiling()
+
+
+def sample(op: str, given: tuple[Any, ...], on_row: Callable[[int, Tensor], object] | None, backend: str) -> Tensor:
+    """Through the doors, if they can take the call."""
+    tensors = [t for t in given[: pixelcnn_sample.tensors] if t is not None]
+    if on_row is None and not _on_gpu(tensors, backend):
+        return pixelcnn_sample(*given, backend)
+    return _launcher(op, tensors, backend)(*given, on_row)

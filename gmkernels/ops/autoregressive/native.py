@@ -48,9 +48,10 @@ def pixelcnn_sample(
 
     if image.numel():
         state = torch.empty(rows(0, 0, None), dtype=torch.uint8)
-        for row in range(height) if on_row else ():
-            rows(row, row + 1, state)
-            on_row(row, image.clone())
         if on_row is None:
             rows(0, height, state)
+            return image
+        for row in range(height):
+            rows(row, row + 1, state)
+            on_row(row, image.clone())
     return image

@@ -37,7 +37,8 @@ class Network(NamedTuple):
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> Network:
-        return cls(bool(numbers[0]), *numbers[1:8], tuple(numbers[8:]))
+        gated, channels, groups, width, hidden, outputs, head, levels, *kernels = numbers
+        return cls(bool(gated), channels, groups, width, hidden, outputs, head, levels, tuple(kernels))
 
     @property
     def numbers(self) -> list[int]:

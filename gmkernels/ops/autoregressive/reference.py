@@ -69,7 +69,7 @@ def gate(x: Tensor, groups: int, condition: Tensor | None) -> Tensor:
 
 def _plain(x: Tensor, net: Network, parameters: Sequence[Tensor], condition: Tensor | None) -> Tensor:
     g = net.groups
-    x = masked(x, *parameters[:2], g, "A")
+    x = masked(x, parameters[0], parameters[1], g, "A")
     for i in range(net.layers):
         w1, b1, w2, b2, w3, b3 = parameters[2 + 6 * i : 8 + 6 * i]
         inner = masked(relu(masked(relu(x), w1, b1, g)), w2, b2, g)
