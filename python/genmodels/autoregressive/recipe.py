@@ -95,7 +95,7 @@ class _PixelRecipe(Recipe):
         images = cast(ImageDataset, dataset)
         figures = self.evaluate(model, images, "test")
         files = {name: out / name for name in ("samples.png", "completion.png", "growing.gif", "loss.png")}
-        self.draw_samples(model, images, files["samples.png"], n=100, seed=1, temperature=1.0)
+        self.draw_samples(model, images, files["samples.png"], n=100 if model.classes else 96, seed=1, temperature=1.0)
         x, y = images.splits["test"]
         chosen = various(y, len(x))[:20]
         few = None if y is None or not model.classes else y[chosen].to(model.device)
