@@ -28,19 +28,19 @@ class _PixelRecipe(Recipe):
     """What both models share."""
 
     batch_size: int = 16
-    fit: Fit = field(default_factory=lambda: Fit(max_seconds=600.0, lr=1e-3, ema=0.998, evaluations=5))
+    fit: Fit = field(default_factory=lambda: Fit(max_seconds=600.0, lr=3e-3, ema=0.995, evaluations=5))
     head: Kind = "bernoulli"
     """Law of a pixel: bernoulli, of black-and-white images drawn anew every epoch with grey values as probabilities;
     categorical (a softmax over all levels) or mixture (of discretised logistics), of images as they are."""
     components: int = 10
     """Logistics of a mixture."""
-    width: int = 32
-    """h of a PixelCNN, C of a Gated PixelCNN."""
+    width: int = 36
+    """h of a PixelCNN, C of a Gated PixelCNN; a multiple of 3 for colours."""
     kernel: int = 3
     """Size of the convolutions but the first."""
     first_kernel: int = 7
-    hidden: int | None = None
-    """Channels before the last convolution; --width if not given."""
+    hidden: int = 48
+    """Channels before the last convolution; a multiple of 3 for colours."""
     conditional: bool = False
     """Tell the network the class."""
     dropout: float = 0.0
@@ -115,7 +115,7 @@ class PixelCNNRecipe(_PixelRecipe):
 
     summary: ClassVar[str] = "PixelCNN (van den Oord et al. 2016): pixel after pixel, completes half-hidden images"
 
-    blocks: int = 8
+    blocks: int = 10
     """Residual blocks."""
 
     def build(self, dataset: Dataset) -> PixelCNN:
@@ -130,6 +130,8 @@ class GatedPixelCNNRecipe(_PixelRecipe):
     summary: ClassVar[str] = "Gated PixelCNN (van den Oord et al. 2016): two stacks, no blind spot"
 
     layers: int = 8
+    width: int = 24
+    kernel: int = 5
 
     def build(self, dataset: Dataset) -> GatedPixelCNN:
         images = cast(ImageDataset, dataset)
