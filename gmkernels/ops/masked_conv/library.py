@@ -9,7 +9,7 @@ from gmkernels.core.doors import Operator
 
 from . import reference
 
-BACKENDS: tuple[str, ...] = ("cpu",)
+BACKENDS = ("cpu", "triton")
 
 
 def channels_last(t: Tensor) -> bool:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gmkernels.core import layout
 from gmkernels.core.native import DTYPES, cpu
 
-from .library import channels_last, gradients, like
+from .halves import arrange
+from .library import gradients, like
 
 _core = cpu()
 _RULES = {"A": 0, "B": 1}
@@ -85,46 +85,20 @@ def causal_conv1d_backward(
     return _backward(grad, x, weight, (1, weight.shape[2], dilation, 1, _CAUSAL), (by_x, by_weight, by_bias))
 
 
-def _gate(
-    entry: Any,
-    x: Tensor,
-    cond: Tensor | None,
-    grad: Tensor | None = None,
-    along: Tensor | None = None,
-    out: Tensor | None = None,
-    out_x: Tensor | None = None,
-) -> None:
-    last = channels_last(x)
-
-    def seen(t: Tensor | None) -> Tensor | None:  # with the pixels where they lie in memory, before the channels
-        return t.permute(0, 2, 3, 1) if last and t is not None else t
-
-    def halves(t: Tensor | None) -> tuple[Tensor | None, ...]:
-        t = seen(t)
-        return (None, None) if t is None else t.tensor_split(2, -1 if last else 1)
-
-    given = [*halves(x), *halves(cond), seen(grad), *halves(along)]
-    results = [seen(out), *halves(out_x)]
-    found = [t for t in (*given, *results) if t is not None]
-    sizes, strides, alive = layout.rows(*found)
-    if any(a is not b for a, b in zip(alive, found, strict=True)):
-        # No two dimensions describe them all. Of the inputs there are copies to be made, of the outputs not.
-        given = [None if t is None else t.contiguous() for t in given]
-        alive = [t for t in (*given, *results) if t is not None]
-        sizes, strides, alive = layout.rows(*alive)
-    known = ((t.data_ptr(), DTYPES[t.dtype], s) for t, s in zip(alive, strides, strict=True))
-    entry(sizes, *[None if t is None else next(known) for t in (*given, *results)])
+def _gate(entry: Any, *tensors: Tensor | None) -> None:
+    sizes, operands = arrange(*tensors)  # type: ignore[arg-type]
+    entry(sizes, *[None if o is None else (o[0].data_ptr(), DTYPES[o[0].dtype], o[1]) for o in operands])
 
 
 def gated_activation(x: Tensor, cond: Tensor | None) -> Tensor:
     out = like(x, x.shape[1] // 2)
-    _gate(_core.gated_activation, x, cond, out=out)
+    _gate(_core.gated_activation, x, cond, None, None, out)
     return out
 
 
 def gated_activation_backward(grad: Tensor, x: Tensor, cond: Tensor | None) -> Tensor:
     by_x = like(x, x.shape[1])
-    _gate(_core.gated_activation_backward, x, cond, grad, out_x=by_x)
+    _gate(_core.gated_activation_backward, x, cond, grad, None, None, by_x)
     return by_x
 
 
