@@ -13,7 +13,10 @@ namespace {
 
 using namespace autoregressive;
 
-// Samples that go together. One alone stays on one thread: a barrier for each row costs what it saves.
+// Samples that go together: enough that weights, which do not fit the cache next to a core, are worth fetching, and few
+// enough that their activations do. One alone stays on one thread: a barrier for each row costs what it saves. And
+// several take whole products: to skip what relu sets to zero, as one alone does, has to look for it in each, and gains
+// nothing.
 constexpr int64_t kMost = 16;
 
 template <class T> struct Sampler {

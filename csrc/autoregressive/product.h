@@ -13,13 +13,14 @@ namespace gmk {
 namespace GMK_ISA {
 namespace autoregressive {
 
-// Packs of outputs that a tile computes together, as registers allow: six vectors' sums, the weights and a factor.
+// Packs of outputs that a tile computes together, as registers allow: four vectors' sums, the weights and a factor.
+// (Six vectors are no faster: the products already run at nine tenths of what the processor can multiply.)
 #if defined(__AVX512F__)
 template <class T> constexpr int kPacks = sizeof(T) == 4 ? 4 : 2;
 #else
 template <class T> constexpr int kPacks = 1;
 #endif
-constexpr int kTile = 6;  // vectors
+constexpr int kTile = 4;  // vectors
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -120,7 +121,6 @@ GMK_INLINE void strip(const Input<T>& in, int64_t vectors, const T* w, const Out
                       int64_t outputs) {
   int64_t m = 0;
   for (; m + kTile <= vectors; m += kTile) tile<T, kTile, V>(in, m, w, out, o, outputs);
-  if (m + 4 <= vectors) tile<T, 4, V>(in, m, w, out, o, outputs), m += 4;
   if (m + 2 <= vectors) tile<T, 2, V>(in, m, w, out, o, outputs), m += 2;
   if (m < vectors) tile<T, 1, V>(in, m, w, out, o, outputs);
 }
