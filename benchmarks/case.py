@@ -19,7 +19,9 @@ from torch import Tensor
 
 import gmkernels as gmk
 
-FAMILIES = ("coupling", "minibatch", "gaussian", "vae", "flows", "gibbs", "random", "overhead")
+FAMILIES = (
+    "coupling", "minibatch", "gaussian", "vae", "flows", "masked_conv", "gibbs", "autoregressive", "random", "overhead",
+)  # fmt: skip
 MODES = ("fwd", "fwd+bwd", "inverse", "sample", "step")
 
 
@@ -77,6 +79,7 @@ class Program:
         results: in its place for a case that draws noise: outputs and gradients without what depends on the draw.
         records: build the autograd graph in ``fwd`` mode too.
         backend: what runs it, where the provider can say.
+        times: the case is this many such calls, of equal work. The row says so by its variant.
     """
 
     call: Callable[[], Sequence[Tensor]]
@@ -85,6 +88,7 @@ class Program:
     results: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
     records: bool = False
     backend: str | None = None
+    times: float = 1.0
 
 
 Built = Program | Mapping[str, Callable[[], Program]]

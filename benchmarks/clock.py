@@ -25,10 +25,11 @@ WARM_SECONDS = 50e-3
 
 @dataclass
 class Contestant:
-    """One call to be timed; ``seconds`` collects its samples, each the mean of ``calls`` calls."""
+    """One call to be timed; ``seconds`` collects its samples, each the mean of ``calls`` calls and ``times`` as long."""
 
     call: Callable[[], Any]
     records: bool = False
+    times: float = 1.0
     calls: int = 1
     warm: bool = False
     once: float | None = None
@@ -135,7 +136,7 @@ def race(clock: Clock, contestants: Sequence[Contestant], seconds: float, repeat
                 if elapsed < seconds and contestant.spent * len(order) > elapsed:
                     continue
                 before = time.perf_counter()
-                contestant.seconds.append(clock.sample(contestant))
+                contestant.seconds.append(clock.sample(contestant) * contestant.times)
                 contestant.spent += time.perf_counter() - before
     finally:
         gc.unfreeze()

@@ -148,8 +148,8 @@ def _prepare(
             failures.append(wrong)
             entry.error = found if entry.program is None else entry.error
             continue
-        contestant = clock.Contestant(call, records)
-        seconds = stopwatch.calibrate(contestant) if len(variants) > 1 else 0.0
+        contestant = clock.Contestant(call, records, program.times)
+        seconds = stopwatch.calibrate(contestant) * program.times if len(variants) > 1 else 0.0
         if seconds < best:
             best, entry.program, entry.variant, entry.error = seconds, program, variant, found
             entry.contestant = contestant

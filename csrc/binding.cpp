@@ -1,5 +1,6 @@
 // The only file that knows Python: addresses and sizes in, a status out as an exception.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <array>
 
@@ -160,6 +161,69 @@ void anneal(int64_t visible, int64_t hidden, int64_t chains, int64_t steps, int 
   run(gmk_ais_log_z, args, visible * hidden * chains);
 }
 
+// (address, strides) of a batch of images.
+gmk_image image(py::handle operand) {
+  if (operand.is_none()) return {};
+  const auto t = py::reinterpret_borrow<py::tuple>(operand);
+  return {reinterpret_cast<void*>(t[0].cast<Address>()), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
+          t[3].cast<int64_t>(), t[4].cast<int64_t>()};
+}
+
+// (batch, channels, outputs, height, width), (kernel_height, kernel_width, dilation, groups, rule)
+template <int (*Entry)(const gmk_conv_args*)>
+void conv(const std::array<int64_t, 5>& size, const std::array<int64_t, 5>& kernel, int dtype, py::handle x,
+          py::handle grad, py::handle out, Address weight, Address bias, Address out_weight, Address out_bias) {
+  const gmk_conv_args args{size[0],     size[1],    size[2],    size[3],  size[4],        kernel[0],
+                           kernel[1],   kernel[2],  kernel[3],  dtype,    int(kernel[4]), image(x),
+                           image(grad), image(out), at(weight), at(bias), at(out_weight), at(out_bias)};
+  run(Entry, args, size[0] * size[1] * size[2] * size[3] * size[4]);
+}
+
+template <int (*Entry)(const gmk_gate_args*)>
+void gate(const py::tuple& size, py::handle a, py::handle b, py::handle cond_a, py::handle cond_b, py::handle grad,
+          py::handle v_a, py::handle v_b, py::handle out, py::handle out_a, py::handle out_b) {
+  const gmk_sizes z = sizes(size);
+  const gmk_gate_args args{z,         rows(a),   rows(b),   rows(cond_a), rows(cond_b), rows(grad),
+                           rows(v_a), rows(v_b), rows(out), rows(out_a),  rows(out_b)};
+  run(Entry, args, z.batch * z.outer * z.inner);
+}
+
+// Bytes of state that the call needs; without a state that is all it does.
+int64_t pixelcnn(const std::array<int64_t, 4>& shape, const std::array<int64_t, 3>& sizes,
+                 const std::vector<int64_t>& kernels, int64_t first, int dtype, bool gated, int groups, int head,
+                 int levels, double temperature, const std::array<Address, 6>& in, int64_t row_begin, int64_t row_end,
+                 int64_t state_bytes, Address image) {
+  const auto [parameters, values, condition, key, mask, state] = in;
+  const gmk_pixelcnn_args args{shape[0],
+                               shape[1],
+                               shape[2],
+                               shape[3],
+                               sizes[0],
+                               sizes[1],
+                               sizes[2],
+                               int64_t(kernels.size()),
+                               first,
+                               dtype,
+                               gated,
+                               groups,
+                               head,
+                               levels,
+                               temperature,
+                               kernels.data(),
+                               at(parameters),
+                               at(values),
+                               at(condition),
+                               at<int64_t>(key),
+                               at<uint8_t>(mask),
+                               row_begin,
+                               row_end,
+                               at(state),
+                               &state_bytes,
+                               at<int64_t>(image)};
+  run(gmk_pixelcnn_sample, args, state ? kLong : 0);
+  return state_bytes;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -190,9 +254,17 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("gaussian_log_likelihood_backward", likelihood<gmk_gaussian_log_likelihood_backward>);
   m.def("gaussian_log_likelihood_double_backward", likelihood<gmk_gaussian_log_likelihood_double_backward>);
 
+  m.def("conv_forward", conv<gmk_conv_forward>);
+  m.def("conv_backward", conv<gmk_conv_backward>);
+  m.def("gated_activation", gate<gmk_gated_activation>);
+  m.def("gated_activation_backward", gate<gmk_gated_activation_backward>);
+  m.def("gated_activation_double_backward", gate<gmk_gated_activation_double_backward>);
+
   m.def("boltzmann_gibbs", boltzmann<gmk_boltzmann_gibbs>);
   m.def("hopfield_recall", boltzmann<gmk_hopfield_recall>);
   m.def("ais_log_z", anneal);
+
+  m.def("pixelcnn_sample", pixelcnn);
 
   m.def("random_bits", [](Address out, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
     random<gmk_random_bits>(out, 0, 0, count, start, seed, offset);

@@ -3,6 +3,7 @@
 from . import nn, random
 from .core.backends import BackendError, use_backend
 from .core.doors import backend_for
+from .ops.autoregressive import gated_pixelcnn_sample, pixelcnn_sample
 from .ops.coupling import affine_coupling, planar_flow
 from .ops.gaussian import bernoulli_log_likelihood, gaussian_log_likelihood, gaussian_log_prob, reparameterize_kl
 from .ops.gibbs import (
@@ -15,6 +16,7 @@ from .ops.gibbs import (
     rbm_sample_hidden,
     rbm_sample_visible,
 )
+from .ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
 from .ops.minibatch import minibatch_discrimination
 from .version import __version__
 
@@ -26,12 +28,17 @@ __all__ = [
     "backend_for",
     "bernoulli_log_likelihood",
     "boltzmann_gibbs",
+    "causal_conv1d",
     "cd_statistics",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
+    "gated_pixelcnn_sample",
+    "gated_activation",
     "hopfield_recall",
+    "masked_conv2d",
     "minibatch_discrimination",
     "nn",
+    "pixelcnn_sample",
     "planar_flow",
     "random",
     "rbm_free_energy",

@@ -284,9 +284,42 @@ def rbm() -> Iterator[Case]:
         yield f"{name} double", lambda f=field, g=g: family.rbm_softplus_sum_double_backward(f, g, f)
 
 
+def masked_conv() -> Iterator[Case]:
+    from gmkernels.ops.masked_conv import triton as family
+
+    for channels, outputs, kernel, dtype in (
+        *(
+            (64, 64, 3, torch.float32),
+            (64, 128, 7, torch.float32),
+            (1, 128, 7, torch.float32),
+            (96, 96, 5, torch.float32),
+        ),
+        *((128, 128, 3, torch.float16), (128, 128, 3, torch.bfloat16)),
+    ):
+        x, w = _empty(16, channels, 28, 28, dtype=dtype), _empty(outputs, channels, kernel, kernel, dtype=dtype)
+        g, groups = _empty(16, outputs, 28, 28, dtype=dtype), 3 if channels == 96 else 1
+        b, name = _empty(outputs, dtype=dtype), f"{channels} to {outputs} {kernel}x{kernel} {dtype}"
+        given, rule = (x, w, b), ("A" if channels == 1 else "B", groups)
+        yield f"{name} forward", lambda a=given, r=rule: family.masked_conv2d(*a, *r)
+        yield f"{name} backward", lambda a=(g, x, w), r=rule: family.masked_conv2d_backward(*a, *r, True, True, False)
+    x, w = _empty(8, 64, 4000), _empty(128, 64, 2)
+    yield "causal forward", lambda: family.causal_conv1d(x, w, None, 64)
+    yield "causal backward", lambda: family.causal_conv1d_backward(_empty(8, 128, 4000), x, w, 64, True, True, False)
+    for name, t, cond in (
+        ("plain", _empty(16, 128, 28, 28), None),
+        ("label", _empty(16, 128, 28, 28), _empty(16, 128, 1, 1).expand(16, 128, 28, 28)),
+        ("half", _empty(16, 128, 28, 28, dtype=torch.float16), None),
+        ("channels_last", _empty(16, 28, 28, 128).permute(0, 3, 1, 2), None),
+    ):
+        g = family.like(t, 64)
+        yield f"gate {name} forward", lambda t=t, c=cond: family.gated_activation(t, c)
+        yield f"gate {name} backward", lambda t=t, c=cond, g=g: family.gated_activation_backward(g, t, c)
+        yield f"gate {name} double", lambda t=t, c=cond, g=g: family.gated_activation_double_backward(t, g, t, c)
+
+
 FAMILIES = {
     "affine": affine, "planar": planar, "minibatch": minibatch, "random": random, "gaussian": gaussian,
-    "boltzmann": boltzmann, "rbm": rbm,
+    "boltzmann": boltzmann, "rbm": rbm, "masked_conv": masked_conv,
 }  # fmt: skip
 # What CI compiles, for sm_90: every kernel, and the heaviest tile of each.
 QUICK = {
@@ -303,6 +336,8 @@ QUICK = {
     "boltzmann spin 794", "boltzmann binary held ordered", "boltzmann recall 794", "boltzmann ais 784x500 forward",
     "rbm 64 chains 784x500 exact held", "rbm 8192 chains 784x512 fixed", "rbm 64 chains 784x500 visible",
     "rbm energy 4096 torch.float32 forward", "rbm energy 4096 torch.bfloat16 double",
+    "masked_conv 96 to 96 5x5 torch.float32 forward", "masked_conv 64 to 128 7x7 torch.float32 backward",
+    "masked_conv gate label double",
 }  # fmt: skip
 
 

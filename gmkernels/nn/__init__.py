@@ -2,7 +2,17 @@
 
 from .coupling import AffineCoupling, PlanarFlow
 from .gaussian import Reparameterize
+from .masked_conv import CausalConv1d, GatedActivation, MaskedConv2d
 from .minibatch import MinibatchDiscrimination
 from .rbm import RBM
 
-__all__ = ["RBM", "AffineCoupling", "MinibatchDiscrimination", "PlanarFlow", "Reparameterize"]
+__all__ = [
+    "RBM",
+    "AffineCoupling",
+    "CausalConv1d",
+    "GatedActivation",
+    "MaskedConv2d",
+    "MinibatchDiscrimination",
+    "PlanarFlow",
+    "Reparameterize",
+]

@@ -68,6 +68,7 @@ class OperatorRow:
         dtypes: what ``make`` takes.
         differentiable: the tensors that have gradients.
         order: how often it can be differentiated, 0 or 2.
+        endless: it has derivatives of every order, so that a third one is right and does not raise.
         part: ``part(case, start, stop)``, the case of some of the rows; None if it is not row-wise.
         batched: the tensors with a row for each row of the outputs, whose gradients split like the outputs.
         exact: outputs whose value does not depend on the backend at all (integers, 0 and 1, uniforms).
@@ -89,6 +90,7 @@ class OperatorRow:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     differentiable: tuple[str, ...] = ()
     order: int = 0
+    endless: bool = False
     part: Callable[[Case, int, int], Case] | None = None
     batched: tuple[str, ...] = ()
     exact: tuple[str, ...] = ()

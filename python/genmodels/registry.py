@@ -13,6 +13,8 @@ MODELS: dict[str, str] = {
     "beta-vae": "genmodels.vae.recipe:BetaVAERecipe",
     "conditional-vae": "genmodels.vae.recipe:ConditionalVAERecipe",
     "m2": "genmodels.vae.recipe:M2Recipe",
+    "pixelcnn": "genmodels.autoregressive.recipe:PixelCNNRecipe",
+    "gated-pixelcnn": "genmodels.autoregressive.recipe:GatedPixelCNNRecipe",
     "rbm": "genmodels.energy.recipe:RBMRecipe",
     "boltzmann": "genmodels.energy.recipe:BoltzmannRecipe",
     "hopfield": "genmodels.energy.hopfield_recipe:HopfieldRecipe",

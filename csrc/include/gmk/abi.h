@@ -134,6 +134,27 @@ GMK_API int gmk_gaussian_log_likelihood_backward(const gmk_likelihood_args* args
 GMK_API int gmk_bernoulli_log_likelihood_double_backward(const gmk_likelihood_args* args);
 GMK_API int gmk_gaussian_log_likelihood_double_backward(const gmk_likelihood_args* args);
 
+/* ---- autoregressive ---------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  int64_t batch, channels, height, width; /* of the images */
+  int64_t features, hidden, outputs;      /* h or C; channels between the last two products, and after them */
+  int64_t layers;                         /* how many kernels: with the first one of a PixelCNN */
+  int64_t first;                          /* logical index of the batch's first image */
+  int32_t dtype, gated, groups, head, levels;
+  double temperature;
+  const int64_t* kernels;
+  const void *parameters, *values, *condition; /* flat in their order; (levels); (batch, layers, ...) or NULL */
+  const int64_t* key;                          /* (seed, offset) */
+  const uint8_t* mask;                         /* (batch, height, width), or NULL: what the image holds already */
+  int64_t row_begin, row_end;                  /* rows to draw; those before have been, with the same state */
+  void* state;                                 /* *state_bytes of memory; NULL: only say how much is needed */
+  int64_t* state_bytes;
+  int64_t* image; /* (batch, channels, height, width) */
+} gmk_pixelcnn_args;
+
+GMK_API int gmk_pixelcnn_sample(const gmk_pixelcnn_args* args);
+
 /* ---- random ------------------------------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -230,6 +251,37 @@ typedef struct {
 GMK_API int gmk_rbm_softplus_sum(const gmk_rbm_softplus_args* args);                 /* -> out */
 GMK_API int gmk_rbm_softplus_sum_backward(const gmk_rbm_softplus_args* args);        /* -> out_field */
 GMK_API int gmk_rbm_softplus_sum_double_backward(const gmk_rbm_softplus_args* args); /* -> out, out_field */
+
+/* ---- masked_conv ------------------------------------------------------------------------------------------------- */
+
+enum gmk_conv_rule { GMK_MASK_A = 0, GMK_MASK_B = 1, GMK_CAUSAL = 2 };
+
+/* Element (i, c, y, x) of a batch of images is at data[i * n + c * c + y * h + x * w]. */
+typedef struct {
+  void* data;
+  int64_t n, c, h, w;
+} gmk_image;
+
+typedef struct {
+  int64_t batch, channels, outputs, height, width, kernel_height, kernel_width, dilation, groups;
+  int32_t dtype, rule;
+  gmk_image x, grad, out;      /* out: the outputs, or the gradient by x (data == NULL: not needed) */
+  const void *weight, *bias;   /* (outputs, channels, kernel_height, kernel_width) contiguous; (outputs), or NULL */
+  void *out_weight, *out_bias; /* likewise; NULL: not needed */
+} gmk_conv_args;
+
+GMK_API int gmk_conv_forward(const gmk_conv_args* args);
+GMK_API int gmk_conv_backward(const gmk_conv_args* args); /* -> out, out_weight, out_bias */
+
+typedef struct {
+  gmk_sizes sizes;                               /* of a half */
+  gmk_rows a, b, cond_a, cond_b, grad, v_a, v_b; /* one dtype; unused ones have data == NULL */
+  gmk_rows out, out_a, out_b;                    /* inner == 1; outer == sizes.inner for all of them, or for none */
+} gmk_gate_args;
+
+GMK_API int gmk_gated_activation(const gmk_gate_args* args);                 /* -> out */
+GMK_API int gmk_gated_activation_backward(const gmk_gate_args* args);        /* -> out_a, out_b */
+GMK_API int gmk_gated_activation_double_backward(const gmk_gate_args* args); /* -> out, out_a, out_b */
 
 /* ---- the cores themselves ---------------------------------------------------------------------------------------- */
 

@@ -1,6 +1,8 @@
 // Storage types to compute types and back: float and double as they are, float16 and bfloat16 through float.
 #pragma once
 
+#include <algorithm>
+
 #include "gmk/abi.h"
 #include "gmk/simd.h"
 
@@ -64,11 +66,13 @@ template <class T> constexpr int32_t dtype_of() { return sizeof(T) == 8 ? GMK_F6
 template <class T> void read(T* dst, const void* src, int32_t dtype, int64_t start, int64_t step, int64_t n) {
   const auto run = [&](auto* p, auto&& value) {
     p += start;
-    // The two common steps are spelled out so that they are vectorised: side by side, and interleaved with another.
+    // The common steps are spelled out so that they are vectorised: side by side, interleaved with another, broadcast.
     if (step == 1)
       for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[k]));
     else if (step == 2)
       for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[2 * k]));
+    else if (step == 0 && n > 0)
+      std::fill_n(dst, n, T(value(p[0])));
     else
       for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[k * step]));
   };

@@ -1,0 +1,152 @@
+"""Masked and causal convolutions and the gate as layers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gmkernels.ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
+
+
+def _lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Under autocast, in the dtype that it gives convolutions."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _reset(weight: Tensor, bias: Tensor | None, share: float) -> None:
+    """PyTorch's rule for convolutions, uniform within 1 / sqrt(inputs), counting the inputs that are not masked."""
+    inputs = share * weight[0].numel()
+    bound = 1.0 / math.sqrt(inputs) if inputs > 0 else 0.0
+    nn.init.uniform_(weight, -bound, bound)
+    if bias is not None:
+        nn.init.uniform_(bias, -bound, bound)
+
+
+class MaskedConv2d(nn.Module):
+    """A convolution in which every pixel sees the pixels before it: :func:`gmkernels.masked_conv2d`.
+
+    Args:
+        in_channels, out_channels: C and O.
+        kernel_size: k, odd; or two odd numbers, height and width.
+        mask_type, channel_groups, backend: passed to :func:`gmkernels.masked_conv2d`.
+        bias: whether to learn one.
+
+    ``forward(x)``: (N, C, H, W) to (N, O, H, W). Parameters ``weight`` (O, C, k, k), masked taps included, and ``bias``
+    (O): those of a textbook masked convolution load as they are.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        mask_type: str,
+        channel_groups: int = 1,
+        bias: bool = True,
+        *,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(size) != 2 or not all(n > 0 and n % 2 for n in size):
+            raise ValueError(f"MaskedConv2d: kernel_size must be odd, got {kernel_size}")
+        if mask_type not in ("A", "B"):
+            raise ValueError(f"MaskedConv2d: mask_type must be 'A' or 'B', got {mask_type!r}")
+        if channel_groups < 1 or in_channels % channel_groups or out_channels % channel_groups:
+            raise ValueError(
+                f"MaskedConv2d: the channels must divide into channel_groups={channel_groups}, "
+                f"got {in_channels} in and {out_channels} out"
+            )
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, size
+        self.mask_type, self.channel_groups, self.backend = mask_type, channel_groups, backend
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        height, width = self.kernel_size
+        seen = (
+            (height // 2) * width
+            + width // 2
+            + (self.channel_groups + (-1, 1)[self.mask_type == "B"]) / (2 * self.channel_groups)
+        )
+        _reset(self.weight, self.bias, seen / (height * width))
+
+    def extra_repr(self) -> str:
+        groups = f", channel_groups={self.channel_groups}" if self.channel_groups > 1 else ""
+        height, width = self.kernel_size
+        return f"{self.in_channels}, {self.out_channels}, {height}x{width}, mask {self.mask_type}{groups}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return masked_conv2d(
+            *_lowered(x, self.weight, self.bias),
+            mask_type=self.mask_type,
+            channel_groups=self.channel_groups,
+            backend=self.backend,
+        )
+
+
+class CausalConv1d(nn.Module):
+    """A convolution in which no output sees what comes after it: :func:`gmkernels.causal_conv1d`.
+
+    Args:
+        in_channels, out_channels, kernel_size: C, O and k.
+        dilation, backend: passed to :func:`gmkernels.causal_conv1d`.
+        bias: whether to learn one.
+
+    ``forward(x)``: (N, C, T) to (N, O, T). Parameters ``weight`` (O, C, k), the last tap the present, and ``bias`` (O).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        dilation: int = 1,
+        bias: bool = True,
+        *,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(in_channels, out_channels, kernel_size, dilation) < 1:
+            raise ValueError(
+                "CausalConv1d: in_channels, out_channels, kernel_size and dilation must be positive, "
+                f"got {in_channels}, {out_channels}, {kernel_size}, {dilation}"
+            )
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.dilation, self.backend = dilation, backend
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _reset(self.weight, self.bias, 1.0)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, dilation={self.dilation}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return causal_conv1d(*_lowered(x, self.weight, self.bias), dilation=self.dilation, backend=self.backend)
+
+
+class GatedActivation(nn.Module):
+    """``tanh(a) * sigmoid(b)`` of the halves of the channels: :func:`gmkernels.gated_activation`.
+
+    ``forward(x, cond=None)``: (N, 2C, ...) to (N, C, ...).
+    """
+
+    def __init__(self, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.backend = backend
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        return gated_activation(x, cond, backend=self.backend)

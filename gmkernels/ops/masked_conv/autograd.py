@@ -1,0 +1,66 @@
+"""Derivatives of the convolutions and of the gate.
+
+A convolution c(x, w) is linear in x and in w, so for a cotangent g of its output its gradients are bilinear as well:
+X(g, w) by x, W(g, x) by w, and the sum of g by the bias. For cotangents (u, v, s) of those three,
+
+* by g: c(u, w) + c(x, v) + s,   by x: X(g, v),   by w: W(g, u),
+
+which are the same two operators again: there is no order at which it ends.
+
+Gate, with t = tanh(a), s = sigmoid(b), for a cotangent g: da = g s (1 - t^2), db = g t s (1 - s). The gradient by the
+condition is that by x. The second derivative is the tangent of these along the cotangents (Pearlmutter, 1994).
+"""
+
+from __future__ import annotations
+
+from . import library
+from .reference import wide
+
+
+def _bilinear(forward, backward, count):  # type: ignore[no-untyped-def]
+    """Registers the derivatives of a convolution and of its gradients; ``count`` constants say which it is."""
+
+    @forward.derivative
+    def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+        found = backward(grads[0], *saved[:2], *constants[:count], *needs, constants[-1])
+        return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))
+
+    @backward.derivative
+    def _higher(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+        (grad, x, weight), rule, backend = saved, constants[:count], constants[-1]
+        by_x, by_weight, by_bias = constants[count : count + 3]
+        u, v, s = grads
+        along_grad = along_x = along_weight = None
+        if needs[0]:
+            # In the wider dtype, because the terms may cancel each other.
+            lifted = [t.to(wide(t)) for t in (u, v, s, x, weight)]
+            along_grad = _along_grad(forward, lifted, (by_x, by_weight, by_bias), grad, (*rule, backend)).to(grad.dtype)
+        if needs[1] and by_weight:
+            along_x = backward(grad, x, v, *rule, True, False, False, backend)[0]
+        if needs[2] and by_x:
+            along_weight = backward(grad, u, weight, *rule, False, True, False, backend)[1]
+        return along_grad, along_x, along_weight
+
+
+def _along_grad(forward, tensors, has, grad, rule):  # type: ignore[no-untyped-def]
+    """c(u, w) + c(x, v) + s, of those that there are."""
+    (u, v, s, x, weight), (by_x, by_weight, by_bias) = tensors, has
+    terms = [forward(u, weight, s if by_bias else None, *rule)] if by_x else []
+    terms += [forward(x, v, s if by_bias and not by_x else None, *rule)] if by_weight else []
+    return sum(terms[1:], terms[0]) if terms else s.reshape(-1, *[1] * (x.dim() - 2)).expand_as(grad)
+
+
+_bilinear(library.masked_conv2d, library.masked_conv2d_backward, 2)
+_bilinear(library.causal_conv1d, library.causal_conv1d_backward, 1)
+
+
+@library.gated_activation.derivative
+def _gate_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    by_x = library.gated_activation_backward(grads[0], *saved, *constants)
+    return by_x, by_x if needs[1] else None
+
+
+@library.gated_activation_backward.derivative
+def _gate_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    by_grad, by_x = library.gated_activation_double_backward(grads[0], *saved, *constants)
+    return by_grad, by_x, by_x if needs[2] else None
