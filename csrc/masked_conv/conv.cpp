@@ -13,7 +13,7 @@ constexpr int64_t kStrip = 1536;               // pixels that a task computes of
 constexpr int64_t kGroup = 8;                  // blocks of channels that it computes
 constexpr int64_t kCorrelated = 1024;          // pixels that are correlated at a time
 constexpr int64_t kColumns = 32;               // columns of weights that they are correlated for
-constexpr int64_t kPacked = int64_t(1) << 22;  // elements of the images that are in planes at a time
+constexpr int64_t kPacked = int64_t(1) << 20;  // elements of the images that are in planes at a time, in the last cache
 
 // Working memory that a thread keeps for its next call: asked for anew, its pages would cost as much as a convolution.
 // It is uninitialised, begins on a cache line, and a thread has one of each kind at a time.
