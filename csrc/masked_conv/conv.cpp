@@ -11,8 +11,9 @@ namespace {
 using Args = gmk_conv_args;
 constexpr int64_t kStrip = 1536;               // pixels that a task computes of one image
 constexpr int64_t kGroup = 8;                  // blocks of channels that it computes
-constexpr int64_t kCorrelated = 512;           // pixels that are correlated at a time
-constexpr int64_t kPacked = int64_t(1) << 22;  // elements of the images that are in planes at a time
+constexpr int64_t kCorrelated = 1024;          // pixels that are correlated at a time
+constexpr int64_t kColumns = 32;               // columns of weights that they are correlated for
+constexpr int64_t kPacked = int64_t(1) << 20;  // elements of the images that are in planes at a time, in the last cache
 
 // Working memory that a thread keeps for its next call: asked for anew, its pages would cost as much as a convolution.
 // It is uninitialised, begins on a cache line, and a thread has one of each kind at a time.
@@ -202,41 +203,43 @@ template <class T> struct Conv {
     if (a.out_bias) write(a.out_bias, a.dtype, 0, by_bias.data(), int64_t(by_bias.size()));
   }
 
-  // Adds the gradients by the weights of the images in planes.
+  // Adds the gradients by the weights of the images in planes. A task takes a few output channels, whose planes stay in
+  // the first cache with its sums, and some of the columns: pairs of an input channel and a tap.
   static void weights(const Args& a, const Geometry& g, const Planes<T>& grad, const Planes<T>& x, int64_t count,
                       T* out) {
     constexpr int C = Shape<T>::outputs, V = Shape<T>::inputs;
     const int64_t taps = int64_t(g.taps.size()), places = a.kernel_height * a.kernel_width;
     if (a.outputs == 0 || a.channels == 0 || taps == 0) return;
-    const Cut outputs(a.outputs, C), inputs(a.channels, V);
+    std::vector<int64_t> offset;
+    for (int64_t i = 0; i < a.channels; ++i)
+      for (const Tap& tap : g.taps) offset.push_back(i * g.plane + tap.offset);
+    const Cut outputs(a.outputs, C), columns(int64_t(offset.size()), kColumns);
     const Cut strips((g.pixels + kLanes - 1) / kLanes, kCorrelated / kLanes);
-    const int64_t parts = std::min<int64_t>(inputs.pieces, (16 + outputs.pieces - 1) / outputs.pieces);
-    parallel_for(outputs.pieces * parts, [&](int64_t task) {
-      const int64_t o = task / parts, part = task % parts, first = outputs.begin(o);
-      std::vector<pack<T>> sums(size_t(taps * C * V));
-      for (int64_t i = inputs.pieces * part / parts; i < inputs.pieces * (part + 1) / parts; ++i) {
-        std::fill(sums.begin(), sums.end(), pack<T>(T(0)));
-        const int64_t channel = inputs.begin(i);
-        with_count<C>(outputs.size(o), [&](auto c) {
-          with_count<V>(inputs.size(i), [&](auto v) {
-            for (int64_t n = 0; n < count; ++n)
-              for (int64_t s = 0; s < strips.pieces; ++s)
-                for (int64_t t = 0; t < taps; ++t) {
-                  const int64_t q = strips.begin(s) * kLanes;
-                  correlate<c(), v()>(grad.pixels(n, first) + q, x.pixels(n, channel) + q + g.taps[size_t(t)].offset,
-                                      g.plane, strips.size(s) * kLanes, sums.data() + t * C * V);
-                }
-            for (int64_t t = 0; t < taps; ++t)
-              for (int k = 0; k < c() * v(); ++k) {
-                const int64_t output = first + k / v(), input = channel + k % v();
-                const auto [begin, end] = g.centre(output, a.outputs, a.channels, false);
-                if (t < taps - 1 || (begin <= input && input < end))
-                  out[(output * a.channels + input) * places + g.taps[size_t(t)].place] +=
-                      fold(sums[size_t(t * C * V + k)]);
-              }
-          });
-        });
-      }
+    parallel_for(outputs.pieces * columns.pieces, [&](int64_t task) {
+      const int64_t o = task / columns.pieces, first = outputs.begin(o), begin = columns.begin(task % columns.pieces);
+      const Cut tiles(columns.size(task % columns.pieces), V);
+      pack<T> sums[C * kColumns];
+      std::fill_n(sums, C * kColumns, pack<T>(T(0)));
+      with_count<C>(outputs.size(o), [&](auto c) {
+        for (int64_t n = 0; n < count; ++n)
+          for (int64_t s = 0; s < strips.pieces; ++s)
+            for (int64_t j = 0; j < tiles.pieces; ++j)
+              with_count<V>(tiles.size(j), [&](auto v) {
+                const int64_t q = strips.begin(s) * kLanes;
+                correlate<c(), v()>(grad.pixels(n, first) + q, g.plane, x.pixels(n, 0) + q,
+                                    offset.data() + begin + tiles.begin(j), strips.size(s) * kLanes,
+                                    sums + c() * tiles.begin(j));
+              });
+        for (int64_t j = 0; j < tiles.pieces; ++j)
+          for (int k = 0, v = tiles.size(j); k < c() * v; ++k) {
+            const int64_t output = first + k / v, column = begin + tiles.begin(j) + k % v;
+            const int64_t input = column / taps, tap = column % taps;
+            const auto [from, to] = g.centre(output, a.outputs, a.channels, false);
+            if (tap < taps - 1 || (from <= input && input < to))
+              out[(output * a.channels + input) * places + g.taps[size_t(tap)].place] +=
+                  fold(sums[c() * tiles.begin(j) + k]);
+          }
+      });
     });
   }
 };

@@ -47,10 +47,14 @@ GMK_INLINE void convolve(const T* x, int64_t plane, const int64_t* offset, int64
     for (int v = 0; v < V; ++v) store(sums + c * row + v * kLanes, sum[c][v]);
 }
 
-// sums[c][v] += sum over pixels of g[c][q] x[v][q], lane by lane, for C planes g and V planes x.
+// sums[c][v] += sum over pixels of g[c][q] x[offset[v] + q], lane by lane, for C planes g and V places of x.
 template <int C, int V, class T>
-GMK_OUTLINE void correlate(const T* g, const T* x, int64_t plane, int64_t pixels, pack<T>* sums) {
+GMK_OUTLINE void correlate(const T* g, int64_t plane, const T* x, const int64_t* offset, int64_t pixels,
+                           pack<T>* sums) {
   pack<T> sum[C][V];
+  const T* from[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) from[v] = x + offset[v];
 #pragma GCC unroll 8
   for (int c = 0; c < C; ++c)
 #pragma GCC unroll 8
@@ -58,7 +62,7 @@ GMK_OUTLINE void correlate(const T* g, const T* x, int64_t plane, int64_t pixels
   for (int64_t q = 0; q < pixels; q += kLanes) {
     pack<T> other[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) other[v] = load(x + v * plane + q);
+    for (int v = 0; v < V; ++v) other[v] = load(from[v] + q);
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
       const pack<T> one = load(g + c * plane + q);

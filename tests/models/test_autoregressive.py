@@ -389,6 +389,35 @@ def test_samples_follow_the_probabilities(
     _agree(model.float().sample(n, y, key=5), every, p, model.levels)
 
 
+def test_scales_of_logistics_have_the_sampler_s_floor() -> None:
+    """A network may ask for scales near 0: log-probabilities and samples both take exp(-7) then."""
+    model = _model("plain", (1, 1, 1), head="mixture", levels=4, components=1)
+    with torch.no_grad():
+        model.network.output.weight.zero_()
+        # A scale right of the edge between levels 1 and 2: with exp(-30) every draw would be level 2.
+        model.network.output.bias.copy_(torch.tensor([0.0, math.exp(-7.0), -30.0]))
+        p = model.log_prob(_every_image(4, (1, 1, 1))).exp()
+    inside = float(torch.sigmoid(torch.tensor(1.0)))
+    torch.testing.assert_close(p, torch.tensor([0.0, 1 - inside, inside, 0.0]), rtol=1e-3, atol=1e-12)
+    drawn = model.sample(20_000, key=1).flatten().bincount(minlength=4) / 20_000
+    torch.testing.assert_close(drawn, p, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["pixelcnn_sample", "gated_pixelcnn_sample"])
+def test_naive_is_the_definition_whatever_backend_is_in_use(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, sampler = [], getattr(gmk, name)
+
+    def spy(*args: Any, backend: str, **options: Any) -> Tensor:
+        asked.append(backend)
+        return sampler(*args, backend=backend, **options)
+
+    monkeypatch.setattr(gmk, name, spy)
+    model = _model("gated" if "gated" in name else "plain", (1, 3, 3))
+    for method in ("cached", "naive"):
+        model.sample(2, key=1, method=method)  # type: ignore[arg-type]
+    assert asked == ["auto", "reference"]
+
+
 @pytest.mark.parametrize("kind", ["plain", "gated"])
 def test_inpainting_is_exact_conditional_sampling(kind: str) -> None:
     """Hidden pixels follow p(hidden | visible), computed from the probabilities of all completions."""

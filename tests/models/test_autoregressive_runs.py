@@ -164,8 +164,9 @@ def test_training_images_are_drawn_anew_every_epoch_whatever_the_batch_size() ->
 
     (a, b), (again, _) = epochs(n, 2), epochs(n, 2)
     assert torch.equal(a, again)
-    order = a.flatten(1).float().mean(1).argsort()
-    assert not torch.equal(a[order], b[b.flatten(1).float().mean(1).argsort()])
+    # As sets: the order is another in any case.
+    one, other = ({bytes(image.flatten().tolist()) for image in x} for x in (a, b))
+    assert len(one & other) < 0.1 * n
     assert abs(float(a.float().mean() - b.float().mean())) < 2e-3
     small = epochs(100, 1)[0]
     assert torch.equal(small, a[: len(small)])
