@@ -7,15 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gmkernels.core.layout import address
 from gmkernels.core.native import DTYPES, cpu
 
 from .network import Network
 
 _core = cpu()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def pixelcnn_sample(
@@ -42,7 +39,7 @@ def pixelcnn_sample(
     def rows(begin: int, end: int, state: Tensor | None) -> int:
         return _core.pixelcnn_sample(
             list(shape), [net.width, net.hidden, net.outputs], list(net.kernels), first, DTYPES[parameters.dtype],
-            net.gated, net.groups, net.head, net.levels, temperature, [*map(_address, alive), _address(state)], begin,
+            net.gated, net.groups, net.head, net.levels, temperature, [*map(address, alive), address(state)], begin,
             end, 0 if state is None else state.numel(), image.data_ptr(),
         )  # fmt: skip
 

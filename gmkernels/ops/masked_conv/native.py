@@ -29,15 +29,11 @@ def _sizes(x: Tensor, weight: Tensor) -> tuple[int, ...]:
     return x.shape[0], x.shape[1], weight.shape[0], height, width
 
 
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[int, ...]) -> Tensor:
     out, weight, bias = like(x, weight.shape[0]), weight.contiguous(), None if bias is None else bias.contiguous()
     _core.conv_forward(
         _sizes(x, weight), kernel, DTYPES[x.dtype], _image(x), None, _image(out),
-        weight.data_ptr(), _address(bias), 0, 0,
+        weight.data_ptr(), layout.address(bias), 0, 0,
     )  # fmt: skip
     return out
 
