@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gmkernels.core.layout import address
 from gmkernels.core.native import DTYPES, cpu
 
 from .halves import arrange
@@ -33,7 +34,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[int, 
     out, weight, bias = like(x, weight.shape[0]), weight.contiguous(), None if bias is None else bias.contiguous()
     _core.conv_forward(
         _sizes(x, weight), kernel, DTYPES[x.dtype], _image(x), None, _image(out),
-        weight.data_ptr(), layout.address(bias), 0, 0,
+        weight.data_ptr(), address(bias), 0, 0,
     )  # fmt: skip
     return out
 
