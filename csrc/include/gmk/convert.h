@@ -62,19 +62,26 @@ GMK_INLINE uint16_t to_f16(float f) {
 GMK_INLINE int64_t dtype_size(int32_t dtype) { return dtype == GMK_F64 ? 8 : dtype == GMK_F32 ? 4 : 2; }
 template <class T> constexpr int32_t dtype_of() { return sizeof(T) == 8 ? GMK_F64 : GMK_F32; }
 
+// The steps that are rare, out of the way of the others: with them inside, read() is too long to be inlined where its
+// step is known.
+template <class T, class S, class F> GMK_OUTLINE void read_apart(T* dst, const S* p, int64_t step, int64_t n, F value) {
+  if (step == 0 && n > 0)
+    std::fill_n(dst, n, T(value(p[0])));
+  else
+    for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[k * step]));
+}
+
 // dst[k] = src[start + k * step] for k < n.
 template <class T> void read(T* dst, const void* src, int32_t dtype, int64_t start, int64_t step, int64_t n) {
   const auto run = [&](auto* p, auto&& value) {
     p += start;
-    // The common steps are spelled out so that they are vectorised: side by side, interleaved with another, broadcast.
+    // The two common steps are spelled out so that they are vectorised: side by side, and interleaved with another.
     if (step == 1)
       for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[k]));
     else if (step == 2)
       for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[2 * k]));
-    else if (step == 0 && n > 0)
-      std::fill_n(dst, n, T(value(p[0])));
     else
-      for (int64_t k = 0; k < n; ++k) dst[k] = T(value(p[k * step]));
+      read_apart(dst, p, step, n, value);
   };
   switch (dtype) {
     case GMK_F32: return run(static_cast<const float*>(src), [](float v) { return v; });
