@@ -30,7 +30,7 @@
   X(boltzmann_gibbs, gmk_boltzmann_args)                           \
   X(hopfield_recall, gmk_boltzmann_args)                           \
   X(ais_log_z, gmk_ais_args)                                       \
-  X(pixelcnn_sample, gmk_pixelcnn_args)                           \
+  X(pixelcnn_sample, gmk_pixelcnn_args)                            \
   X(random_bits, gmk_random_args)                                  \
   X(random_uniform, gmk_random_args)                               \
   X(random_normal, gmk_random_args)                                \
