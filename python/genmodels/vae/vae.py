@@ -211,7 +211,10 @@ class VAE(nn.Module):
         kl = penalty if self.free_bits is None else kl_divergence(mu, logvar).sum(1)
         output = self.decoder(z, y)
         reconstruction = -self.log_likelihood(output, x, mask)
-        if not torch.compiler.is_compiling() and not bool((reconstruction.sum() + penalty.sum()).isfinite()):
+        # Outside autograd, and asked of a Python number: this stands between forward and backward of every step.
+        if not torch.compiler.is_compiling() and not math.isfinite(
+            (reconstruction.detach() + penalty.detach()).sum().item()
+        ):
             raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, output)}")
         return Terms(reconstruction, kl, penalty)
 
