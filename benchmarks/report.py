@@ -167,6 +167,8 @@ def _caption(rows: Sequence[Row]) -> str:
         f"Medians of {repeats} repeats, all columns of a line interleaved in one process. A factor says how many times "
         f"longer the column takes than {OURS}, a peer being compared with our operator in the peer's own scale map and "
         "parameter layout. Memory is what a call allocates at its peak, results included, in multiples of the inputs. "
+        "The share of GEMM speed counts the operations of the dense formulation and is of PyTorch's product of large "
+        "matrices: above 100 % means that some were not needed, or that the kernel runs nearer to the peak than that. "
         f"torch {env['torch']}{others}; gmkernels {env['gmkernels']} at {', '.join(commits)}."
     )
 
