@@ -199,7 +199,9 @@ def plain(function: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor]) -
     return Program(lambda: function(*leaves), leaves)
 
 
-def compiled(formulations: Mapping[str, Callable[..., Any]], leaves: Sequence[Tensor]) -> Built:
+def compiled(
+    formulations: Mapping[str, Callable[..., Any]], leaves: Sequence[Tensor]
+) -> Mapping[str, Callable[[], Program]]:
     """Every formulation under ``torch.compile``, in its default mode and with ``max-autotune``; the fastest counts."""
 
     def build(function: Callable[..., Any], mode: str) -> Callable[[], Program]:

@@ -69,7 +69,8 @@ def _leaves(inputs: Inputs, layout: str) -> list[Tensor]:
 
 def _split(layout: str, *leaves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if layout == "two":
-        return leaves  # type: ignore[return-value]
+        x, s, t = leaves
+        return x, s, t
     x, packed = leaves
     if layout == "interleaved":
         return x, packed[:, 1::2], packed[:, 0::2]

@@ -50,6 +50,10 @@ def _stock(formulas: _Formulas, leaves: Sequence[Tensor]) -> Built:
     return {name.rstrip(", "): functools.partial(plain, formula, leaves) for name, formula in formulas.items()}
 
 
+def _with_results(build: Callable[[], Program], form: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Program:
+    return replace(build(), results=form)
+
+
 def _without_noise(inputs: Inputs, results: Sequence[Tensor]) -> Sequence[Tensor]:
     z, *rest = results
     if len(rest) == 3:  # kl and the gradients by mu and logvar; dz/dlogvar is (z - mu) / 2
@@ -78,7 +82,7 @@ def _draw_case(batch: int, dim: int) -> Case:
         form = functools.partial(_without_noise, inputs)
         if isinstance(built, Program):
             return replace(built, results=form)
-        return {name: lambda build=build: replace(build(), results=form) for name, build in built.items()}  # type: ignore[misc]
+        return {name: functools.partial(_with_results, build, form) for name, build in built.items()}
 
     def ours(inputs: Inputs, mode: str) -> Built:
         mu, logvar = leaves(inputs)

@@ -81,7 +81,7 @@ def _compile(
     built: dict[str, Callable[[], Program]] = {}
     for name, layout in _FORMATS.items():
         formulas = {f"{kind}, {name}, ": _one(function(mask.to(inputs["x"]))) for kind, function in functions.items()}
-        built |= compiled(formulas, _leaves(inputs, layout))  # type: ignore[arg-type]
+        built |= compiled(formulas, _leaves(inputs, layout))
     return built
 
 

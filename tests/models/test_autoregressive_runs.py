@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from genmodels import data
 from genmodels.autoregressive import BinaryImages, GatedPixelCNN, PixelCNN, PixelModel, binarised
 from genmodels.autoregressive.recipe import GatedPixelCNNRecipe, PixelCNNRecipe
 from genmodels.cli import main
-from genmodels.data import Batch, BatchStream, ImageDataset
+from genmodels.data import Batch, ImageDataset
 from genmodels.recipe import restore
 from genmodels.registry import recipe_of
 from genmodels.training import Fit, fit
 from genmodels.training.checkpoint import load_newest
+from tests.streams import Stopping
 
 MODELS = {"pixelcnn": PixelCNN, "gated-pixelcnn": GatedPixelCNN}
 DEEP = {"pixelcnn": {"blocks": 1}, "gated-pixelcnn": {"layers": 2}}
@@ -175,23 +175,6 @@ def test_training_images_are_drawn_anew_every_epoch_whatever_the_batch_size() ->
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-class _Stopping:
-    """A stream that presses Ctrl-C at one of its batches."""
-
-    def __init__(self, stream: BatchStream, at: int) -> None:
-        self.stream, self.left = stream, at
-        self.state_dict, self.load_state_dict = stream.state_dict, stream.load_state_dict
-
-    def __iter__(self) -> _Stopping:
-        return self
-
-    def __next__(self) -> object:
-        self.left -= 1
-        if self.left == 0:
-            signal.raise_signal(signal.SIGINT)
-        return next(self.stream)
-
-
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -208,7 +191,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe: Any, tmp_path: Path) 
         out = tmp_path / str(len(stops))
         for at in [*stops, 0]:
             torch.manual_seed(0)
-            result = fit(recipe.build(images), _Stopping(recipe.stream(images), at), out, config)  # type: ignore[arg-type]
+            result = fit(recipe.build(images), Stopping(recipe.stream(images), at), out, config)  # type: ignore[arg-type]
             assert (result.stopped, result.step) == (("SIGINT", 8) if at else (None, 16))
         found = load_newest(out)
         assert found is not None

@@ -15,7 +15,7 @@ import gmkernels as gmk
 from ..data import Batch, Shuffled
 from ..errors import DataError
 from .networks import Encoder
-from .vae import ConditionalVAE, NonFiniteLoss
+from .vae import ConditionalVAE, NonFiniteLoss, finite
 
 
 class SemiBatch(NamedTuple):
@@ -152,7 +152,7 @@ class SemiSupervisedVAE(ConditionalVAE):
         output = self.decoder.every(z.unflatten(0, (len(x), self.classes)))
         repeated = x.unsqueeze(1).expand_as(output)
         log_likelihood = self.log_likelihood(output.flatten(0, 1), repeated.flatten(0, 1))
-        if not torch.compiler.is_compiling() and not bool((log_likelihood.sum() + kl.sum()).isfinite()):
+        if not torch.compiler.is_compiling() and not finite(log_likelihood, kl):
             raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, output)}")
         return -log_likelihood.view(len(x), -1), kl.view(len(x), -1)
 

@@ -45,6 +45,11 @@ def fork(key: Tensor, stream: int) -> Tensor:
 _BINARISE, _MASKS, _REFINE = 1, 2, 16
 
 
+def finite(*terms: Tensor) -> bool:
+    """Whether terms of a loss are finite, outside autograd: this stands between forward and backward of every step."""
+    return math.isfinite(float(sum(term.detach().sum() for term in terms)))
+
+
 class VAE(nn.Module):
     """Variational autoencoder (Kingma and Welling, "Auto-encoding variational Bayes", 2014).
 
@@ -211,10 +216,7 @@ class VAE(nn.Module):
         kl = penalty if self.free_bits is None else kl_divergence(mu, logvar).sum(1)
         output = self.decoder(z, y)
         reconstruction = -self.log_likelihood(output, x, mask)
-        # Outside autograd, and asked of a Python number: this stands between forward and backward of every step.
-        if not torch.compiler.is_compiling() and not math.isfinite(
-            (reconstruction.detach() + penalty.detach()).sum().item()
-        ):
+        if not torch.compiler.is_compiling() and not finite(reconstruction, penalty):
             raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, output)}")
         return Terms(reconstruction, kl, penalty)
 
