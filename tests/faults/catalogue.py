@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .chains import CHAINS
+from .convolution import CONVOLUTION
 from .gaussian import GAUSSIAN
 from .patch import Fault
 
@@ -152,4 +154,4 @@ _TRITON = [
           "tl.join(tl.join(a, b), tl.join(c, d))", _RANDOM, triton=True),
 ]  # fmt: skip
 
-FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN]
+FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS]
