@@ -96,6 +96,69 @@ class Standardise(Transform):
         return gmk.affine_coupling(z, self.log_scale, self.shift, inverse=True)
 
 
+class BatchNorm(Transform):
+    """``z = (x - m) / sqrt(v + eps) * exp(log_gamma) + beta`` with the statistics of each feature, for images of each channel.
+
+    ``log |det| = n sum(log_gamma - log(v + eps) / 2)`` over the features, ``n`` positions each (Dinh et al. 2017,
+    section 3.7; Papamakarios et al. 2017, section 3.4). In training ``m`` and ``v`` are mean and variance of the batch, and
+    running averages follow them by ``momentum``; in evaluation ``m`` and ``v`` are these averages. :meth:`inverse` always
+    uses the averages: what a batch in training did cannot be undone without that batch.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, features: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        if features < 1 or not 0 < momentum <= 1 or eps <= 0:
+            raise ValueError(
+                f"BatchNorm: features and eps must be positive, momentum in (0, 1], got {features}, {eps!r}, {momentum!r}"
+            )
+        self.momentum, self.eps = momentum, eps
+        self.log_gamma = nn.Parameter(torch.zeros(features))
+        self.beta = nn.Parameter(torch.zeros(features))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+        self.used: tuple[Tensor, ...] = ()
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if len(x) < 2:
+            raise ValueError(f"BatchNorm: statistics need a batch of 2 samples or more in training, got {len(x)}")
+        variance, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
+        return mean, variance
+
+    def _affine(self, x: Tensor, mean: Tensor, variance: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        features = (-1, *[1] * (x.dim() - 2))
+        centre, shift = mean.view(features), self.beta.view(features)
+        log_scale = (self.log_gamma - 0.5 * (variance + self.eps).log()).view(features)
+        if inverse:
+            y, logdet = gmk.affine_coupling(x, log_scale, shift, inverse=True)
+            return y + centre, logdet
+        return gmk.affine_coupling(x - centre, log_scale, shift)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            self.used = ()
+            return self._affine(x, self.mean, self.variance)
+        mean, variance = self._moments(x)
+        with torch.no_grad():
+            self.mean.lerp_(mean.to(self.mean), self.momentum)
+            self.variance.lerp_(variance.to(self.variance), self.momentum)
+        self.used = (mean.detach(), variance.detach())
+        return self._affine(x, mean, variance)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._affine(z, self.mean, self.variance, inverse=True)
+
+    def replay(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`forward`, once more for the same batch: the running averages have seen it."""
+        return self._affine(x, *(self._moments(x) if self.training else (self.mean, self.variance)))
+
+    def undo(self, z: Tensor, used: tuple[Tensor, ...], context: Tensor | None = None) -> Tensor:
+        """The batch that :meth:`forward` has normalised with the statistics ``used``."""
+        return self._affine(z, *(used or (self.mean, self.variance)), inverse=True)[0]
+
+
 class Permute(Transform):
     """A fixed permutation of the features, drawn under a seed, kept with the weights."""
 
