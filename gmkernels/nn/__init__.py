@@ -5,6 +5,7 @@ from .gaussian import Reparameterize
 from .masked_conv import CausalConv1d, GatedActivation, MaskedConv2d
 from .minibatch import MinibatchDiscrimination
 from .rbm import RBM
+from .reversible import Reversible
 
 __all__ = [
     "RBM",
@@ -15,4 +16,5 @@ __all__ = [
     "MinibatchDiscrimination",
     "PlanarFlow",
     "Reparameterize",
+    "Reversible",
 ]
