@@ -224,6 +224,46 @@ int64_t pixelcnn(const std::array<int64_t, 4>& shape, const std::array<int64_t, 
   return state_bytes;
 }
 
+// (batch, time, inputs, residual, gate, skip, hidden, outputs, first_kernel, kernel, local_channels); as pixelcnn().
+int64_t wavenet(const std::array<int64_t, 11>& sizes, const std::vector<int64_t>& dilations, int64_t first, int dtype,
+                int head, int levels, double temperature, const std::array<Address, 7>& in, const Triple& times,
+                int64_t state_bytes, Address out) {
+  const auto [batch, time, inputs, residual, gate, skip, hidden, outputs, first_kernel, kernel, local_channels] = sizes;
+  const auto [parameters, values, condition, local, local_weight, key, state] = in;
+  const gmk_wavenet_args args{batch,
+                              time,
+                              inputs,
+                              residual,
+                              gate,
+                              skip,
+                              hidden,
+                              outputs,
+                              first_kernel,
+                              kernel,
+                              int64_t(dilations.size()),
+                              local_channels,
+                              first,
+                              dtype,
+                              head,
+                              levels,
+                              temperature,
+                              dilations.data(),
+                              at(parameters),
+                              at(values),
+                              at(condition),
+                              at(local),
+                              at(local_weight),
+                              at<int64_t>(key),
+                              times[0],
+                              times[1],
+                              times[2],
+                              at(state),
+                              &state_bytes,
+                              at(out)};
+  run(gmk_wavenet_sample, args, state ? kLong : 0);
+  return state_bytes;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -265,6 +305,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("ais_log_z", anneal);
 
   m.def("pixelcnn_sample", pixelcnn);
+  m.def("wavenet_sample", wavenet);
 
   m.def("random_bits", [](Address out, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
     random<gmk_random_bits>(out, 0, 0, count, start, seed, offset);

@@ -3,7 +3,7 @@
 from . import nn, random
 from .core.backends import BackendError, use_backend
 from .core.doors import backend_for
-from .ops.autoregressive import gated_pixelcnn_sample, pixelcnn_sample
+from .ops.autoregressive import gated_pixelcnn_sample, pixelcnn_sample, wavenet_sample
 from .ops.coupling import affine_coupling, planar_flow
 from .ops.gaussian import bernoulli_log_likelihood, gaussian_log_likelihood, gaussian_log_prob, reparameterize_kl
 from .ops.gibbs import (
@@ -47,4 +47,5 @@ __all__ = [
     "rbm_sample_visible",
     "reparameterize_kl",
     "use_backend",
+    "wavenet_sample",
 ]

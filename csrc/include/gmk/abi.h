@@ -155,6 +155,30 @@ typedef struct {
 
 GMK_API int gmk_pixelcnn_sample(const gmk_pixelcnn_args* args);
 
+enum gmk_wavenet_head { GMK_WAVENET_CATEGORICAL = 0, GMK_WAVENET_MIXTURE = 1, GMK_WAVENET_GAUSSIAN = 2 };
+
+typedef struct {
+  int64_t batch, time, inputs, residual, gate, skip, hidden, outputs, first_kernel, kernel, layers, local_channels;
+  int64_t first;        /* logical number of the batch's first row */
+  int32_t dtype;        /* float32 or float64 */
+  int32_t head, levels; /* levels of a sample; 0 for real ones */
+  double temperature;
+  const int64_t* dilations;
+  const void* parameters;   /* weight and bias in turn: first; dilated, mix of every layer; head, output */
+  const void* values;       /* (levels): what the network sees of each, where inputs is 1 */
+  const void* condition;    /* (batch, layers, 2 gate), or NULL */
+  const void* local;        /* (batch, time, local_channels), or NULL */
+  const void* local_weight; /* (layers, 2 gate, local_channels), or NULL */
+  const int64_t* key;       /* (seed, offset) */
+  int64_t held;             /* samples that are given */
+  int64_t begin, end;       /* the times to go through: from 0, or on with the same state */
+  void* state;              /* *state_bytes of memory; NULL: only say how much is needed */
+  int64_t* state_bytes;
+  void* out; /* (batch, time): int64 levels, or real samples */
+} gmk_wavenet_args;
+
+GMK_API int gmk_wavenet_sample(const gmk_wavenet_args* args);
+
 /* ---- random ------------------------------------------------------------------------------------------------------ */
 
 typedef struct {

@@ -31,6 +31,7 @@
   X(hopfield_recall, gmk_boltzmann_args)                           \
   X(ais_log_z, gmk_ais_args)                                       \
   X(pixelcnn_sample, gmk_pixelcnn_args)                            \
+  X(wavenet_sample, gmk_wavenet_args)                              \
   X(random_bits, gmk_random_args)                                  \
   X(random_uniform, gmk_random_args)                               \
   X(random_normal, gmk_random_args)                                \

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from . import library, validation
+from .wavenet import wavenet_sample
 
-__all__ = ["gated_pixelcnn_sample", "pixelcnn_sample"]
+__all__ = ["gated_pixelcnn_sample", "pixelcnn_sample", "wavenet_sample"]
 
 OnRow = Callable[[int, Tensor], object]
 

@@ -11,6 +11,7 @@ from gmkernels.core.layout import address
 from gmkernels.core.native import DTYPES, cpu
 
 from .network import Network
+from .wavenet_native import wavenet_sample as wavenet_sample
 
 _core = cpu()
 
