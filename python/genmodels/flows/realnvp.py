@@ -85,19 +85,7 @@ class RealNVP(Flow):
             net = functools.partial(MLP, hidden=hidden, depth=depth, contexts=contexts, dropout=dropout)
             last = functools.partial(_vector_steps, couplings=tail, coupling=coupling, net=net, linear=linear)
             steps += _image_steps(shape, couplings, coupling, nets, last, chain)
-        super().__init__(chain(steps), shape, levels)
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor, *, key: Tensor | int | None = 0) -> None:
-        """Set the first scale and shift so that ``x`` (a sample of the data) leaves them with mean 0, deviation 1."""
-        x = x.to(self.device)
-        x = x if x.is_floating_point() else self.dequantise(x, key)
-        assert isinstance(self.transform, Chain)
-        for step in self.transform.steps:
-            if isinstance(step, Standardise):
-                step.initialise(x)
-                return
-            x = step(x)[0]
+        super().__init__(chain(steps), shape, levels, contexts=contexts)
 
 
 def _vector_steps(

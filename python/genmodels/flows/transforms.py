@@ -175,16 +175,39 @@ class BatchNorm(Transform):
         return self._affine(z, used or (self.mean, self.variance), inverse=True)[0]
 
 
+class Inverted(Transform):
+    """Another transform the other way round, sharing its weights."""
+
+    def __init__(self, inner: Transform) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inner.inverse(x, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inner(z, context)
+
+
 class Permute(Transform):
-    """A fixed permutation of the features, drawn under a seed, kept with the weights."""
+    """``z_i = x_order[i]``: a fixed permutation of the features, kept with the weights.
+
+    Args:
+        features: how many.
+        seed: under which the permutation is drawn, if ``order`` is not given.
+        order: int64 (features,), each of ``0 .. features - 1`` once.
+    """
 
     order: Tensor
     back: Tensor
 
-    def __init__(self, features: int, seed: int) -> None:
+    def __init__(self, features: int, seed: int = 0, order: Tensor | None = None) -> None:
         super().__init__()
-        order = gmk.random.bits(gmk.random.key(seed=seed), features).argsort(stable=True)
-        self.register_buffer("order", order)
+        if order is None:
+            order = gmk.random.bits(gmk.random.key(seed=seed), features).argsort(stable=True)
+        elif order.dtype != torch.int64 or sorted(order.tolist()) != list(range(features)):
+            raise ValueError(f"Permute: order must be a permutation of 0 .. {features - 1} in int64, got {order}")
+        self.register_buffer("order", order.clone())
         self.register_buffer("back", order.argsort())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
