@@ -3,7 +3,7 @@
 from . import nn, random
 from .core.backends import BackendError, use_backend
 from .core.doors import backend_for
-from .ops.autoregressive import gated_pixelcnn_sample, pixelcnn_sample, wavenet_sample
+from .ops.autoregressive import gated_pixelcnn_sample, made_inverse, pixelcnn_sample, wavenet_sample
 from .ops.coupling import affine_coupling, planar_flow
 from .ops.gaussian import bernoulli_log_likelihood, gaussian_log_likelihood, gaussian_log_prob, reparameterize_kl
 from .ops.gibbs import (
@@ -17,6 +17,7 @@ from .ops.gibbs import (
     rbm_sample_visible,
 )
 from .ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
+from .ops.masked_linear import masked_linear
 from .ops.minibatch import minibatch_discrimination
 from .version import __version__
 
@@ -35,7 +36,9 @@ __all__ = [
     "gated_pixelcnn_sample",
     "gated_activation",
     "hopfield_recall",
+    "made_inverse",
     "masked_conv2d",
+    "masked_linear",
     "minibatch_discrimination",
     "nn",
     "pixelcnn_sample",

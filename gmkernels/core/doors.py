@@ -52,8 +52,9 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: tuple[Operator, Callable[..., Any], tuple[Any, ...], str], *tensors: Any) -> Any:
         ctx.call = call
-        ctx.save_for_backward(*tensors)
-        return call[1](*tensors, *call[2])
+        found = call[1](*tensors, *call[2])
+        ctx.save_for_backward(*tensors, *(found if call[0].keeps_outputs else ()))
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -78,6 +79,7 @@ class Operator:
         reference: the plain-PyTorch definition, with the same arguments as ``fake``; None for a derivative, whose
             backend was settled when its operator was called.
         backends: those that have a launcher.
+        keeps_outputs: hand the derivative the outputs too, after the tensor arguments. (There are two or more.)
     """
 
     _MODULES = {"cpu": "native", "cuda": "native", "triton": "triton"}
@@ -89,8 +91,9 @@ class Operator:
         fake: Callable[..., Any],
         reference: Callable[..., Any] | None = None,
         backends: tuple[str, ...] = ("cpu", "triton"),
+        keeps_outputs: bool = False,
     ) -> None:
-        self.family, self.reference, self.backends = family, reference, backends
+        self.family, self.reference, self.backends, self.keeps_outputs = family, reference, backends, keeps_outputs
         self.name = schema[: schema.index("(")]
         heads = [part.split()[0] for part in schema[schema.index("(") + 1 : schema.index(")")].split(",")]
         self.tensors = sum(head in ("Tensor", "Tensor?") for head in heads)
@@ -109,8 +112,8 @@ class Operator:
     def derivative(self, vjp: Callable[..., Sequence[Tensor | None]]) -> Callable[..., Sequence[Tensor | None]]:
         """Decorator: register ``vjp(needs, saved, constants, grads) -> one gradient (or None) per tensor argument``.
 
-        ``saved`` are all tensor arguments and nothing else: an intermediate kept for backward would make double
-        backward silently wrong. ``constants`` are the other arguments, the backend last.
+        ``saved`` are all tensor arguments (and outputs, if it keeps them) and nothing else: an intermediate kept for
+        backward would make double backward silently wrong. ``constants`` are the other arguments, the backend last.
         """
         self.vjp = vjp
         return vjp

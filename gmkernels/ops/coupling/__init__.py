@@ -13,7 +13,7 @@ from . import (
     reference,
 )
 
-__all__ = ["affine_coupling", "planar_flow", "SCALE_MAPS"]
+__all__ = ["affine_coupling", "clamp_of", "planar_flow", "SCALE_MAPS"]
 
 SCALE_MAPS = tuple(reference.SCALE_MAPS)
 
@@ -118,6 +118,11 @@ def _expand(name: str, value: Tensor, x: Tensor) -> Tensor:
             f"affine_coupling: {name} must have the shape of x, {tuple(x.shape)}, or broadcast to it, "
             f"got {tuple(value.shape)}"
         ) from None
+
+
+def clamp_of(scale_map: str, clamp: float | None) -> float:
+    """The constant c of a scale map: the one given, or the default."""
+    return reference.SCALE_MAPS[scale_map] if clamp is None else _clamp(scale_map, clamp)
 
 
 def _clamp(scale_map: str, clamp: float) -> float:

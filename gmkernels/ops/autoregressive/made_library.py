@@ -1,0 +1,57 @@
+"""Schemas, fakes and derivatives of the inverse of a masked autoregressive layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gmkernels.core.doors import Operator
+
+from . import made_reference
+
+_REST = "Tensor? condition, Tensor degrees, int[] widths, bool residual, str activation, str scale_map, float clamp"
+
+
+def _fake(z, parameters, condition, degrees, widths, residual, activation, scale_map, clamp):  # type: ignore[no-untyped-def]
+    return z.new_empty(z.shape), z.new_empty(z.shape[0])
+
+
+def room(x: Tensor, parameters: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For the gradients by z, parameters and condition."""
+    return x.new_empty(x.shape), parameters.new_empty(parameters.shape), x.new_empty(x.shape[0], width)
+
+
+def _fake_backward(  # type: ignore[no-untyped-def]
+    grad_x, grad_logdet, x, parameters, condition, degrees, widths, residual, activation, scale_map, clamp
+):
+    return room(x, parameters, widths[0])
+
+
+made_inverse = Operator(
+    "autoregressive",
+    f"made_inverse(Tensor z, Tensor parameters, {_REST}, str backend) -> (Tensor, Tensor)",
+    _fake,
+    made_reference.made_inverse,
+    (),
+    keeps_outputs=True,
+)
+made_inverse_backward = Operator(
+    "autoregressive",
+    f"made_inverse_backward(Tensor grad_x, Tensor grad_logdet, Tensor x, Tensor parameters, {_REST}, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    _fake_backward,
+    backends=(),
+)
+
+
+@made_inverse.derivative
+def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    # The solution knows all that the gradient has to: z does not enter it.
+    _, parameters, condition, degrees, x, _ = saved
+    found = made_inverse_backward(*grads, x, parameters, condition, degrees, *constants)
+    return *(grad if need else None for grad, need in zip(found, needs, strict=False)), None
+
+
+@made_inverse_backward.derivative
+def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    """Through the definition of the gradient, in plain PyTorch: it builds the Jacobian, D times a batch of D numbers."""
+    return made_reference.along(needs, saved, constants[:-1], grads)
