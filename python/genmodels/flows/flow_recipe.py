@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import pictures
 from ..data import BatchStream, Dataset, Density, ImageDataset
+from ..data.densities import DensityStream, StandardNormal
+from ..errors import DataError
 from ..recipe import Recipe
 from ..training import Fit
 from .flow import Flow
@@ -108,6 +110,37 @@ class FlowRecipe(Recipe):
             pictures.mesh(interpolation, between, x, "between four test points")
             pictures.curves(loss, log, label="nats", floor=("entropy", density.entropy))
         return figures, [samples, interpolation, loss]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariationalRecipe(FlowRecipe):
+    """A flow whose samples are cheap: it can be trained from them and an unnormalised density alone."""
+
+    objective: Literal["reverse-kl", "likelihood"] | None = None
+    """reverse-kl: from samples of the flow and a density's potential, without samples of the density; likelihood: from
+    samples of the data. Left at None, see the model."""
+    anneal: int = 3600
+    """Updates over which reverse-kl turns the potential up, so that all modes are found."""
+
+    def from_samples(self, dataset: Dataset) -> bool:
+        """Whether training is by likelihood."""
+        return self.objective == "likelihood"
+
+    def build(self, dataset: Dataset) -> Flow:
+        model = super().build(dataset)
+        if not self.from_samples(dataset):
+            if not isinstance(dataset, Density) or not dataset.smooth:
+                raise DataError(
+                    f"reverse KL needs a density with a gradient, and {dataset.name!r} has none: "
+                    "use --objective likelihood"
+                )
+            model.fit_to(dataset.potential, self.anneal)
+        return model
+
+    def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
+        if self.from_samples(dataset):
+            return super().stream(dataset, rank=rank, world=world)
+        return DensityStream(StandardNormal(), self.batch(dataset), seed=self.fit.seed, rank=rank, world=world)
 
 
 def _some(dataset: Dataset) -> Tensor:

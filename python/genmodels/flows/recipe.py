@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-from ..data import Dataset
-from .flow_recipe import FlowRecipe
+from ..data import Dataset, Density
+from ..errors import DataError
+from ..training import Fit
+from .autoregressive import IAF, MADE, MAF
+from .flow_recipe import FlowRecipe, VariationalRecipe
+from .planar import PlanarFlow
 from .realnvp import RealNVP
 
 
@@ -61,6 +65,106 @@ class RealNVPRecipe(FlowRecipe):
             scale_map=self.scale_map,
             clamp=self.clamp,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanarRecipe(VariationalRecipe):
+    """Planar flow (Rezende and Mohamed 2015), for densities of the plane: trained by reverse KL unless told otherwise."""
+
+    summary: ClassVar[str] = "planar normalising flow (Rezende and Mohamed 2015), 2-D densities by reverse KL"
+
+    data: str = "potential1"
+    """A density of `genmodels list`."""
+    fit: Fit = field(default_factory=lambda: Fit(max_seconds=150.0, max_steps=9000, lr=1e-2, ema=0.995))
+    flows: int = 32
+    """Planar steps."""
+
+    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> PlanarFlow:
+        if len(dataset.shape) != 1:
+            raise DataError(f"a planar flow is of vectors, and {dataset.name!r} has samples of shape {dataset.shape}")
+        return PlanarFlow(dataset.shape[0], self.flows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveRecipe(FlowRecipe):
+    """What MADE, MAF and IAF share. Options left at None depend on the data."""
+
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden layers of each network (64 64; of an image 512)."""
+    residual: bool = False
+    """Residual blocks: of the stream and of the inside of each block."""
+    activation: Literal["relu", "tanh"] = "relu"
+    scale_map: str = "soft_clip"
+    """How a network's output becomes a log-scale: see gmkernels.affine_coupling."""
+    clamp: float = 5.0
+    """Largest log-scale of a layer."""
+
+    def options(self, dataset: Dataset, levels: int | None, alpha: float) -> dict[str, Any]:
+        return {
+            "hidden": self.hidden or ((64, 64) if levels is None else (512,)),
+            "residual": self.residual,
+            "activation": self.activation,
+            "scale_map": self.scale_map,
+            "clamp": self.clamp,
+            "levels": levels,
+            "alpha": alpha,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MADERecipe(AutoregressiveRecipe):
+    """MADE (Germain et al. 2015) as a density: every feature Gaussian given those before it."""
+
+    summary: ClassVar[str] = "one masked autoregressive layer (Germain et al. 2015), images, tables and 2-D densities"
+
+    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> MADE:
+        return MADE(dataset.shape, **self.options(dataset, levels, alpha))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackRecipe(AutoregressiveRecipe):
+    """What MAF and IAF share."""
+
+    layers: int | None = None
+    """Autoregressive layers (8; of an image 5)."""
+    permutation: Literal["reverse", "random", "linear"] | None = None
+    """Between layers: linear is a learned matrix. Left at None, linear for points of a density, else reverse."""
+    batch_norm: bool = False
+    """Normalise between layers by the batch's statistics."""
+
+    def options(self, dataset: Dataset, levels: int | None, alpha: float) -> dict[str, Any]:
+        plane = isinstance(dataset, Density)
+        return super().options(dataset, levels, alpha) | {
+            "layers": self.layers or (8 if levels is None else 5),
+            "permutation": self.permutation or ("linear" if plane else "reverse"),
+            "batch_norm": self.batch_norm,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAFRecipe(StackRecipe):
+    """Masked autoregressive flow (Papamakarios et al. 2017): fast densities, sequential samples."""
+
+    summary: ClassVar[str] = "masked autoregressive flow (Papamakarios et al. 2017), images, tables and 2-D densities"
+
+    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> MAF:
+        return MAF(dataset.shape, **self.options(dataset, levels, alpha))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IAFRecipe(StackRecipe, VariationalRecipe):
+    """Inverse autoregressive flow (Kingma et al. 2016): fast samples, sequential densities of given data.
+
+    Trained by likelihood unless told otherwise, through the sequential direction.
+    """
+
+    summary: ClassVar[str] = "inverse autoregressive flow (Kingma et al. 2016), images, tables and 2-D densities"
+
+    def from_samples(self, dataset: Dataset) -> bool:
+        return self.objective != "reverse-kl"
+
+    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> IAF:
+        return IAF(dataset.shape, **self.options(dataset, levels, alpha))
 
 
 def _scales(shape: tuple[int, ...]) -> int:
