@@ -7,7 +7,6 @@ from .flow import Flow, four_corners
 from .interop import from_nflows, from_normflows, from_zuko
 from .planar import PlanarFlow
 from .realnvp import RealNVP, checkerboard
-from .wavenet import ParallelWaveNet, WaveNet
 
 __all__ = [
     "IAF",
@@ -15,10 +14,8 @@ __all__ = [
     "MAF",
     "Flow",
     "FlowDistribution",
-    "ParallelWaveNet",
     "PlanarFlow",
     "RealNVP",
-    "WaveNet",
     "as_torch_transform",
     "checkerboard",
     "four_corners",
