@@ -122,7 +122,7 @@ def _named(args: list[str]) -> list[str]:
 
 
 def _list() -> int:
-    from .data import DENSITIES, IMAGES
+    from .data import DENSITIES, IMAGES, SOUNDS
 
     rows = [(f"  {name}", recipe_of(name).summary) for name in MODELS]
     print("models")
@@ -131,6 +131,10 @@ def _list() -> int:
     _table([*((f"  {name}", _first_line(load)) for name, load in IMAGES.items()), ("  FOLDER", "pictures in a folder")])
     print("data: densities of the plane")
     _table([(f"  {name}", _first_line(density)) for name, density in DENSITIES.items()])
+    print("data: sound")
+    _table(
+        [*((f"  {name}", _first_line(load)) for name, load in SOUNDS.items()), ("  FOLDER", "WAV files in a folder")]
+    )
     return 0
 
 

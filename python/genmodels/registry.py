@@ -13,6 +13,8 @@ MODELS: dict[str, str] = {
     "made": "genmodels.flows.recipe:MADERecipe",
     "maf": "genmodels.flows.recipe:MAFRecipe",
     "iaf": "genmodels.flows.recipe:IAFRecipe",
+    "wavenet": "genmodels.flows.wavenet.recipe:WaveNetRecipe",
+    "parallel-wavenet": "genmodels.flows.wavenet.recipe:ParallelWaveNetRecipe",
     "vae": "genmodels.vae.recipe:VAERecipe",
     "beta-vae": "genmodels.vae.recipe:BetaVAERecipe",
     "conditional-vae": "genmodels.vae.recipe:ConditionalVAERecipe",

@@ -124,10 +124,11 @@ def wavenet_sample(
 
 def _run(given: tuple[Any, ...], on_chunk: OnChunk | None, chunk: int, backend: str) -> Tensor:
     """Through the doors, if they can take the call."""
+    launch: Any = cached.wavenet_sample
     tensors = [t for t in given[: operator.tensors] if t is not None]
     automatic = backend == "auto" == backends.setting.name
     if automatic and tensors[0].is_cuda and not torch.compiler.is_compiling():
-        return cached.wavenet_sample(*given, on_chunk, chunk)
+        return launch(*given, on_chunk, chunk)
     if on_chunk is None:
         return operator(*given, backend)
     name = backends.resolve("wavenet_sample", backend, tensors, operator.backends)

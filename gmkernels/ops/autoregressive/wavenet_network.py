@@ -52,7 +52,8 @@ class Stack(NamedTuple):
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> Stack:
-        return cls(*numbers[:11], tuple(numbers[11:]))  # type: ignore[arg-type]
+        (inputs, residual, gate, skip, hidden, outputs, head, levels, first, kernel, local, *dilations) = numbers
+        return cls(inputs, residual, gate, skip, hidden, outputs, head, levels, first, kernel, local, tuple(dilations))
 
     @property
     def numbers(self) -> list[int]:
