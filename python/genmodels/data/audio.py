@@ -12,12 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import gmkernels as gmk
+
 from ..errors import DataError, need
 from .dataset import Batch, Shuffled
 
 ALSA = Path("/usr/share/sounds/alsa")
-_PIECES, _VALID, _TEST = 20, (6,), (13,)
-"""A recording is cut into so many pieces, of which these are held out."""
+_PIECES, _VALID, _TEST = 20, 6, 13
+"""Where recordings are few, each is cut into so many pieces, of which these are held out."""
+_SPANS = (
+    ("train", 0, _VALID), ("valid", _VALID, _VALID + 1), ("train", _VALID + 1, _TEST), ("test", _TEST, _TEST + 1),
+    ("train", _TEST + 1, _PIECES),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,8 @@ class AudioDataset:
         name: what it was loaded as.
         rate: samples a second.
         splits: ``train``, ``valid`` and ``test``: pieces of recordings, float32 (T,) within [-1, 1], of any lengths.
-        labels: the number of the recording of each piece.
-        classes: the names of the recordings.
+        labels: the class of each piece.
+        classes: names of sub-folders, speakers for example; empty where there are none.
         length: samples of a window; pieces are cut into windows, and what is left at an end is left out of training.
     """
 
@@ -52,7 +58,7 @@ class AudioDataset:
         return Shuffled(self.windows("train", self.length // 2), batch_size, seed=seed, rank=rank, world=world)
 
     def windows(self, split: str, step: int) -> Batch:
-        """All whole windows (N, length) of a split, a new one every ``step`` samples, and their recordings (N,)."""
+        """All whole windows (N, length) of a split, a new one every ``step`` samples, and their classes (N,)."""
         found, labels = [], []
         for piece, label in zip(self.splits[split], self.labels[split], strict=True):
             if len(piece) >= self.length:
@@ -73,8 +79,8 @@ class AudioDataset:
             yield Batch(piece[None], torch.tensor([label]))
 
     def excerpt(self, length: int) -> Tensor:
-        """A stretch of a training recording, to put beside samples."""
-        return max(self.splits["train"], key=len)[:length]
+        """A stretch that was not trained on, to put beside samples."""
+        return max(self.splits["test"], key=len)[:length]
 
 
 def read_wav(path: Path) -> tuple[Tensor, int]:
@@ -128,10 +134,10 @@ def resample(x: Tensor, rate: int, to: int) -> Tensor:
 
 
 def wav_folder(folder: str | Path, rate: int = 8000, length: int = 2000, skip: Sequence[str] = ()) -> AudioDataset:
-    """The WAV files of a folder.
+    """The WAV files of a folder and of those in it, whose names are then classes: speakers, for example.
 
-    Every recording is brought to ``rate`` samples a second and to a peak of 0.9, and cut into 20 pieces, of which one is
-    for validation and one for testing.
+    Every recording is brought to ``rate`` samples a second and to a peak of 0.9. One in ten recordings, and at least one,
+    is for testing, as many for validation; of less than four recordings, one in twenty pieces of each.
 
     Args:
         rate: samples a second.
@@ -146,29 +152,25 @@ def wav_folder(folder: str | Path, rate: int = 8000, length: int = 2000, skip: S
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder of WAV files")
-    paths = sorted(p for p in root.iterdir() if p.suffix.lower() == ".wav" and p.name not in skip)
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() == ".wav" and p.name not in skip)
     if not paths:
         raise DataError(f"{root} has no WAV files")
     splits: dict[str, list[Tensor]] = {"train": [], "valid": [], "test": []}
     labels: dict[str, list[int]] = {name: [] for name in splits}
-    for label, path in enumerate(paths):
+    classes = sorted({str(p.parent.relative_to(root)) for p in paths} - {"."})
+    # The same recordings everywhere, and none picked because of its name.
+    order = gmk.random.bits(gmk.random.key(seed=0), len(paths)).argsort(stable=True).tolist()
+    held = max(1, len(paths) // 10)
+    for place, path in enumerate(paths[i] for i in order):
         x = resample(*read_wav(path), rate)
         x = x * (0.9 / x.abs().max().clamp(min=1e-4))
-        at = [len(x) * i // _PIECES for i in range(_PIECES + 1)]
-        for name, begin, end in _spans():
-            splits[name].append(x[at[begin] : at[end]])
-            labels[name].append(label)
-    return AudioDataset(root.name, rate, splits, labels, tuple(p.stem for p in paths), length)
-
-
-def _spans() -> Iterator[tuple[str, int, int]]:
-    """Which pieces go together: (split, first, last + 1)."""
-    begin = 0
-    for held, name in sorted([*((i, "valid") for i in _VALID), *((i, "test") for i in _TEST)]):
-        yield "train", begin, held
-        yield name, held, held + 1
-        begin = held + 1
-    yield "train", begin, _PIECES
+        whole = "test" if place < held else "valid" if place < 2 * held else "train"
+        spans = ((whole, 0, _PIECES),) if len(paths) >= 4 else _SPANS
+        for name, begin, end in spans:
+            splits[name].append(x[len(x) * begin // _PIECES : len(x) * end // _PIECES])
+            parent = str(path.parent.relative_to(root))
+            labels[name].append(classes.index(parent) if parent in classes else 0)
+    return AudioDataset(root.name, rate, splits, labels, tuple(classes), length)
 
 
 def alsa(rate: int = 8000, length: int = 2000) -> AudioDataset:

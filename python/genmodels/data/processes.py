@@ -63,7 +63,7 @@ class Process:
             yield Batch(part)
 
     def excerpt(self, length: int) -> Tensor:
-        """A sample to put beside those of a model."""
+        """A sample that was not trained on, to put beside those of a model."""
         return self.sample(1, length, torch.tensor([0, _TEST + 2]))[0]
 
 

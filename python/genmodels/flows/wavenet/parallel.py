@@ -14,6 +14,7 @@ import gmkernels as gmk
 
 from ...data import Batch
 from ...errors import GenmodelsError
+from .bands import BandEnergies
 from .network import DOUBLING, Stack
 from .wavenet import WaveNet
 
@@ -35,6 +36,7 @@ class ParallelWaveNet(nn.Module):
         power: weight of the power loss beside the divergence.
         spread: weight of the penalty on the distance of teacher's and student's log-scales (Ping et al., "ClariNet", 2018,
             equation 7).
+        bands: as for :class:`WaveNet`, and the same as the teacher's.
         draws: of each sample, to estimate the divergence from a mixture of logistics.
         channels: residual, gate, skip, hidden, kernel, first_kernel, classes, local: see :class:`Stack`.
 
@@ -50,6 +52,7 @@ class ParallelWaveNet(nn.Module):
         power: float = 0.0,
         spread: float = 4.0,
         draws: int = 4,
+        bands: BandEnergies | None = None,
         **channels: Any,
     ) -> None:
         super().__init__()
@@ -60,7 +63,9 @@ class ParallelWaveNet(nn.Module):
                 "ParallelWaveNet: there must be a flow, a positive scale, weights of at least 0 and a draw, "
                 f"got {len(flows)}, {scale}, {power}, {spread}, {draws}"
             )
-        self.noise, self.power, self.spread, self.draws = noise, power, spread, draws
+        self.noise, self.power, self.spread, self.draws, self.bands = noise, power, spread, draws, bands
+        if bands is not None:
+            channels["local"] = bands.count
         self.flows = nn.ModuleList(Stack(1, 2, dilations, **channels) for dilations in flows)
         for flow in self.flows:
             # Each flow begins as a multiplication, so that the teacher sees something like sound from the first step on.
@@ -194,7 +199,8 @@ class ParallelWaveNet(nn.Module):
         """``loss``, in nats per sample, of a draw as large as the batch of sound, whose loudness of each frequency the
         power loss compares; ``kl`` and ``power`` alone."""
         y = batch.y if self.flows[0].classes is not None else None
-        kl, distance, x = self.divergence(self.draw_noise(batch.x.shape), y)
+        local = None if self.bands is None else self.bands(batch.x)
+        kl, distance, x = self.divergence(self.draw_noise(batch.x.shape), y, local)
         found = {"kl": kl.mean()}
         loss = found["kl"] + self.spread * distance.mean()
         if self.power:

@@ -17,12 +17,14 @@ from ...data import AudioDataset, Dataset, Process
 from ...errors import CheckpointError, DataError, GenmodelsError
 from ...recipe import Recipe, restore
 from ...training import Fit, load_weights
+from .bands import BandEnergies
 from .heads import Kind
 from .parallel import ParallelWaveNet
 from .pictures import sounds
 from .wavenet import WaveNet
 
 Sound = AudioDataset | Process
+Conditions = tuple[Tensor | None, Tensor | None]
 _LONGEST = 12_000
 
 
@@ -43,7 +45,10 @@ class _SoundRecipe(Recipe):
     skip: int = 64
     kernel: int = 2
     conditional: bool = False
-    """Tell the network which recording a sound is of."""
+    """Tell the network the class of a sound: the sub-folder it is from."""
+    bands: int = 0
+    """Tell the network the energies of so many bands of the sound itself, as a vocoder is told: it then says again what
+    was said in a recording that it has not been trained on. 0 for none."""
     fit: Fit = field(default_factory=lambda: Fit(max_seconds=600.0, lr=3e-3, ema=0.995))
 
     def dataset(self) -> Sound:
@@ -59,29 +64,32 @@ class _SoundRecipe(Recipe):
     def channels(self, dataset: Dataset) -> dict[str, Any]:
         sound = cast(Sound, dataset)
         if self.conditional and not sound.classes:
-            raise DataError(f"{sound.name} has no recordings to tell apart, which --conditional needs")
+            raise DataError(f"{sound.name} has no sub-folders to tell apart, which --conditional needs")
         return {
             "residual": self.residual,
             "skip": self.skip,
             "kernel": self.kernel,
             "classes": len(sound.classes) if self.conditional else 0,
+            "bands": BandEnergies(sound.rate, self.bands) if self.bands else None,
         }
 
-    def draw(self, model: nn.Module, sound: Sound, n: int, length: int, seed: int, temperature: float = 1.0) -> Tensor:
-        """Sound (n, length) of the model; recordings take turns."""
-        assert isinstance(model, WaveNet | ParallelWaveNet)
-        y = torch.arange(n) % len(sound.classes) if self.conditional else None
-        y = None if y is None else y.to(model.device)
-        return model.sound(model.sample(n, length, y, key=seed, temperature=temperature)).cpu()
+    def conditions(self, model: WaveNet | ParallelWaveNet, sound: Sound, source: Tensor, n: int) -> Conditions:
+        """Labels and local conditions of ``n`` samples: classes take turns, band energies are those of the source (T,)."""
+        y = torch.arange(n, device=model.device) % len(sound.classes) if self.conditional else None
+        local = None if model.bands is None else model.bands(_as_sound(sound, source).to(model.device)[None])
+        return y, None if local is None else local.expand(n, -1, -1)
 
     def draw_samples(
         self, model: nn.Module, dataset: Dataset, path: Path, *, n: int, seed: int, temperature: float
     ) -> None:
         """A picture of up to three samples beside the source, and up to eight one after another in a WAV file."""
+        assert isinstance(model, WaveNet | ParallelWaveNet)
         model.eval()
         sound = cast(Sound, dataset)
         source = _as_sound(sound, sound.excerpt(_LONGEST))
-        drawn = self.draw(model, sound, min(n, 8), len(source), seed, temperature)
+        n = min(n, 8)
+        given = self.conditions(model, sound, sound.excerpt(_LONGEST), n)
+        drawn = model.sound(model.sample(n, len(source), *given, key=seed, temperature=temperature)).cpu()
         note = "" if temperature == 1 else f", temperature {temperature:g}"
         titles = {f"sample {i + 1}{note}": x for i, x in enumerate(drawn[:3])}
         sounds(path, {f"{sound.name}, {sound.rate} Hz": source, **titles}, sound.rate)
@@ -137,7 +145,8 @@ class WaveNetRecipe(_SoundRecipe):
         sound, nats, truth, count = cast(Sound, dataset), 0.0, 0.0, 0
         for x, y in sound.batches(split):
             labels = y.to(model.device) if y is not None and self.conditional else None
-            nats -= float(model.log_prob(x.to(model.device), labels).double().sum())
+            local = None if model.bands is None else model.bands(x.to(model.device))
+            nats -= float(model.log_prob(x.to(model.device), labels, local).double().sum())
             count += x.numel()
             if isinstance(sound, Process):
                 truth -= float(sound.log_prob(x).sum())
@@ -192,11 +201,10 @@ class ParallelWaveNetRecipe(_SoundRecipe):
             raise CheckpointError(f"{self.teacher} is not a run: it has no config.json") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
-        theirs, ours = ((r.data, r.rate, r.conditional) for r in (recipe, self))
+        shared = ("data", "rate", "conditional", "bands")
+        theirs, ours = ({name: getattr(r, name) for name in shared} for r in (recipe, self))
         if theirs != ours:
-            raise GenmodelsError(
-                f"teacher and student must share --data, --rate and --conditional, got {theirs} and {ours}"
-            )
+            raise GenmodelsError(f"teacher and student must share their data and conditions, got {theirs} and {ours}")
         teacher = recipe.build(dataset)
         load_weights(teacher, Path(self.teacher))
         return teacher
@@ -208,14 +216,14 @@ class ParallelWaveNetRecipe(_SoundRecipe):
         assert isinstance(model, ParallelWaveNet)
         model.eval()
         sound, teacher = cast(Sound, dataset), model.teacher.to(model.device)
-        n, length = (32 if split == "test" else 8), 2 * self.length
-        y = torch.arange(n, device=model.device) % len(sound.classes) if self.conditional else None
-        kl, _, x = model.divergence(model.draw_noise((n, length), 1 if split == "test" else 2), y, key=3)
+        n, source = (32 if split == "test" else 8), sound.excerpt(2 * self.length)
+        given = self.conditions(model, sound, source, n)
+        kl, _, x = model.divergence(model.draw_noise((n, len(source)), 1 if split == "test" else 2), *given, key=3)
         figures = {f"{split}_kl_nats": float(kl.mean())}
         if split != "test":
             return figures
-        own = teacher.sample(n, length, y, key=1)
-        nats = [-float(teacher.log_prob(s, y).double().mean()) / length for s in (x, own)]
+        own = teacher.sample(n, len(source), *given, key=1)
+        nats = [-float(teacher.log_prob(s, *given).double().mean()) / len(source) for s in (x, own)]
         return figures | {
             "student_nats": nats[0],
             "teacher_nats": nats[1],

@@ -14,6 +14,7 @@ import gmkernels as gmk
 
 from ...data import Batch
 from ...errors import GenmodelsError
+from .bands import BandEnergies
 from .heads import KINDS, Head, Kind
 from .network import DOUBLING, Stack
 
@@ -32,6 +33,7 @@ class WaveNet(nn.Module):
         levels: how many values a sample can take; 256 and 65536 are usual. Not for a Gaussian.
         mu_law: spread levels by the mu-law; by default, those of a categorical head of 256.
         one_hot: show the network one-hot vectors in place of values; not for a Gaussian.
+        bands: what :meth:`losses` makes a local condition of, out of the sound itself; ``local`` is then its channels.
         residual, gate, skip, hidden, kernel, first_kernel, classes, local: see :class:`Stack`.
 
     Samples are (B, T): levels in int64, or real numbers for a Gaussian. Sound within [-1, 1] in floating point is taken
@@ -50,6 +52,7 @@ class WaveNet(nn.Module):
         components: int = 10,
         mu_law: bool | None = None,
         one_hot: bool = False,
+        bands: BandEnergies | None = None,
         **channels: Any,
     ) -> None:
         super().__init__()
@@ -60,7 +63,9 @@ class WaveNet(nn.Module):
         if components < 1 or (one_hot and head == "gaussian"):
             raise ValueError(f"WaveNet: a {head} head takes no {components} components with one_hot={one_hot}")
         mu_law = (head == "categorical" and levels == 256) if mu_law is None else mu_law
-        self.head, self.one_hot = Head(head, levels, components, mu_law), one_hot
+        self.head, self.one_hot, self.bands = Head(head, levels, components, mu_law), one_hot, bands
+        if bands is not None:
+            channels["local"] = bands.count
         self.network = Stack(levels if one_hot else 1, self.head.outputs, dilations, **channels)
 
     @property
@@ -132,9 +137,10 @@ class WaveNet(nn.Module):
         return self.log_prob(x, y, local) / (-math.log(2) * max(x.shape[1], 1))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss``: nats per sample of a batch and, with classes, its labels."""
+        """``loss``: nats per sample of a batch of sound and, with classes, its labels."""
         y = batch.y if self.network.classes is not None else None
-        return {"loss": -self.log_prob(batch.x, y).mean() / batch.x.shape[1]}
+        local = None if self.bands is None else self.bands(batch.x)
+        return {"loss": -self.log_prob(batch.x, y, local).mean() / batch.x.shape[1]}
 
     @torch.no_grad()
     def sample(
