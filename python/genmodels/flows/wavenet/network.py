@@ -67,17 +67,17 @@ class Stack(nn.Module):
         return self.first.kernel_size + (self.kernel - 1) * sum(self.dilations)
 
     def forward(self, x: Tensor, y: Tensor | None = None, local: Tensor | None = None) -> Tensor:
-        h, skips, condition = self.first(x), [], self.condition(y)
+        h, condition, skip = self.first(x), self.condition(y), self.head.in_channels
+        # Residual stream and skip sum side by side, as the layers' last convolutions make them: one sum for both.
+        both = F.pad(h, (0, 0, 0, skip))
         for i, (dilated, mix) in enumerate(zip(self.dilated, self.mix, strict=True)):
-            inner = dilated(h)
+            inner = dilated(both[:, : self.residual])
             if local is not None and self.local is not None:
                 inner = inner + self.local[i] @ local
             mixed = mix(gmk.gated_activation(inner, None if condition is None else condition[:, i]))
-            if i + 1 < len(self.dilations):
-                h = h + mixed[:, : self.residual]
-                mixed = mixed[:, self.residual :]
-            skips.append(mixed)
-        return self.output(F.relu(self.head(F.relu(torch.stack(skips).sum(0)))))
+            # In place: for a second of sound, fresh memory costs more than the sum.
+            both = mixed.add_(both if i + 1 < len(self.dilations) else both[:, self.residual :])
+        return self.output(F.relu_(self.head(F.relu_(both))))
 
     def condition(self, y: Tensor | None) -> Tensor | None:
         """What labels add before each gate: (B, layers, 2 gate)."""
