@@ -129,13 +129,16 @@ def _list() -> int:
     _table(rows)
     print("data: images")
     _table([*((f"  {name}", _first_line(load)) for name, load in IMAGES.items()), ("  FOLDER", "pictures in a folder")])
-    print("data: densities of the plane")
-    _table([(f"  {name}", _first_line(density)) for name, density in DENSITIES.items()])
+    print("data: densities of the plane, and tables for flows")
+    _table([*((f"  {name}", _first_line(density)) for name, density in DENSITIES.items()), ("  TABLE.npy", _TABLE)])
     print("data: sound")
     _table(
         [*((f"  {name}", _first_line(load)) for name, load in SOUNDS.items()), ("  FOLDER", "WAV files in a folder")]
     )
     return 0
+
+
+_TABLE = "rows of numbers; or a folder with train.npy, valid.npy and test.npy"
 
 
 def _first_line(documented: Any) -> str:

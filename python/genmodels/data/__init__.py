@@ -11,6 +11,7 @@ from .dataset import Batch, BatchStream, Dataset, ImageDataset, Shuffled, shifte
 from .densities import DENSITIES, Density
 from .images import digits, fashion_mnist, image_folder, mnist5k
 from .processes import AutoregressiveNoise, MarkovLevels, Process
+from .tables import Table, is_table, table
 
 __all__ = [
     "DENSITIES",
@@ -26,6 +27,7 @@ __all__ = [
     "MarkovLevels",
     "Process",
     "Shuffled",
+    "Table",
     "alsa",
     "digits",
     "fashion_mnist",
@@ -37,6 +39,7 @@ __all__ = [
     "shifted",
     "sound",
     "stratified",
+    "table",
     "wav_folder",
     "write_wav",
 ]
@@ -47,19 +50,22 @@ SOUNDS: dict[str, Callable[..., AudioDataset | Process]] = {
 }  # fmt: skip
 
 
-def load(name: str, *, size: int = 32, channels: int = 3) -> ImageDataset | Density:
-    """A data set by name: one of ``IMAGES`` or ``DENSITIES``, or the path of a folder of pictures.
+def load(name: str, *, size: int = 32, channels: int = 3) -> ImageDataset | Density | Table:
+    """A data set by name: one of ``IMAGES`` or ``DENSITIES``, or the path of a folder of pictures or of a table.
 
-    ``size`` and ``channels`` apply to folders only; a folder is recognised by containing a path separator or existing.
+    ``size`` and ``channels`` apply to pictures only; a path is recognised by containing a separator or existing, a table
+    by the ending .npy or by a file train.npy in the folder.
     """
     if name in IMAGES:
         return IMAGES[name]()
     if name in DENSITIES:
         return DENSITIES[name]()
+    if is_table(name):
+        return table(name)
     if Path(name).is_dir() or "/" in name:
         return image_folder(name, size, channels)
     known = ", ".join([*IMAGES, *DENSITIES])
-    raise DataError(f"unknown data set {name!r}; expected one of {known}, or a folder of pictures")
+    raise DataError(f"unknown data set {name!r}; expected one of {known}, a folder of pictures, or a table (.npy)")
 
 
 def sound(name: str, *, rate: int = 8000, length: int = 2000) -> AudioDataset | Process:

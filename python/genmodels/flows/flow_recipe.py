@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import pictures
-from ..data import BatchStream, Dataset, Density, ImageDataset
+from ..data import BatchStream, Dataset, Density, ImageDataset, Table
 from ..data.densities import DensityStream, StandardNormal
 from ..errors import DataError
 from ..recipe import Recipe
@@ -62,12 +62,17 @@ class FlowRecipe(Recipe):
                 if split == "test" or i < 4
             ]
             return {f"{split}_bits_per_dim": float(torch.cat(parts).mean())}
-        density = cast(Density, dataset)
-        x = density.held_out() if split == "test" else density.sample(4_000, torch.tensor([1, 2**62]))
+        if isinstance(dataset, Table):
+            x = dataset.splits[split].x[: None if split == "test" else 4_000]
+        else:
+            density = cast(Density, dataset)
+            x = density.held_out() if split == "test" else density.sample(4_000, torch.tensor([1, 2**62]))
         with torch.no_grad():
             nats = float(-torch.cat([model.log_prob(part.to(model.device)) for part in x.split(5_000)]).mean())
         if split != "test":
             return {f"{split}_nats": nats}
+        if isinstance(dataset, Table):
+            return {"test_nats": nats, "gaussian_nats": dataset.gaussian_nats("test")}
         return {"test_nats": nats, "entropy_nats": density.entropy, "gap_nats": nats - density.entropy}
 
     def draw_samples(
@@ -80,6 +85,11 @@ class FlowRecipe(Recipe):
         if isinstance(dataset, ImageDataset):
             columns = max(1, round(math.sqrt(1.6 * n)))
             pictures.grid(path, samples, columns=columns, levels=dataset.levels, title=f"samples{note}")
+            return
+        if isinstance(dataset, Table):
+            x = dataset.splits["test"].x[: len(samples)]
+            box = _window(x[:, :2])
+            pictures.plane(path, {}, {"data: features 0, 1": x[:, :2], f"samples{note}": samples[:, :2]}, box)
             return
         density = cast(Density, dataset)
         box = _window(density.held_out(4000))
@@ -104,11 +114,11 @@ class FlowRecipe(Recipe):
             pictures.grid(interpolation, between, columns=9, levels=dataset.levels, title="between four test images")
             pictures.curves(loss, log, label="bits/dim")
         else:
-            density = cast(Density, dataset)
-            x = density.held_out(4000)
+            x = dataset.splits["test"].x[:4000] if isinstance(dataset, Table) else cast(Density, dataset).held_out(4000)
             between = model.interpolate(_spread(x).to(model.device), 13).cpu()
-            pictures.mesh(interpolation, between, x, "between four test points")
-            pictures.curves(loss, log, label="nats", floor=("entropy", density.entropy))
+            pictures.mesh(interpolation, between[..., :2], x[:, :2], "between four test points")
+            floor = None if isinstance(dataset, Table) else ("entropy", cast(Density, dataset).entropy)
+            pictures.curves(loss, log, label="nats", floor=floor)
         return figures, [samples, interpolation, loss]
 
 
@@ -147,6 +157,8 @@ def _some(dataset: Dataset) -> Tensor:
     """Enough samples of the data to take means and deviations of."""
     if isinstance(dataset, ImageDataset):
         return dataset.splits["train"].x[:4000]
+    if isinstance(dataset, Table):
+        return dataset.splits["train"].x[:20_000]
     return cast(Density, dataset).held_out()
 
 
