@@ -94,7 +94,7 @@ def read_wav(path: Path) -> tuple[Tensor, int]:
             channels, width, rate, frames = file.getparams()[:4]
             data = file.readframes(frames)
     except (wave.Error, EOFError) as error:
-        raise DataError(f"{path} is not a PCM WAV file: {error or 'it ends too early'}") from None
+        raise DataError(f"{path} is not a PCM WAV file: {str(error) or 'it ends too early'}") from None
     if width not in (1, 2, 3, 4) or not channels or not rate:
         raise DataError(f"{path}: samples must be of 8, 16, 24 or 32 bits, got {8 * width}")
     if len(data) < frames * channels * width:
