@@ -9,6 +9,7 @@ from .recipe import Recipe
 
 MODELS: dict[str, str] = {
     "realnvp": "genmodels.flows.recipe:RealNVPRecipe",
+    "gaussian": "genmodels.flows.recipe:GaussianRecipe",
     "planar": "genmodels.flows.recipe:PlanarRecipe",
     "made": "genmodels.flows.recipe:MADERecipe",
     "maf": "genmodels.flows.recipe:MAFRecipe",

@@ -4,9 +4,11 @@ are zuko's (``log_prob``, ``sample``, ``rsample_and_log_prob``)."""
 from .adapters import FlowDistribution, as_torch_transform
 from .autoregressive import IAF, MADE, MAF
 from .flow import Flow, four_corners
+from .gaussian import Gaussian
 from .interop import from_nflows, from_normflows, from_zuko
 from .planar import PlanarFlow
 from .realnvp import RealNVP, checkerboard
+from .wavenet import ParallelWaveNet, WaveNet
 
 __all__ = [
     "IAF",
@@ -14,8 +16,11 @@ __all__ = [
     "MAF",
     "Flow",
     "FlowDistribution",
+    "Gaussian",
+    "ParallelWaveNet",
     "PlanarFlow",
     "RealNVP",
+    "WaveNet",
     "as_torch_transform",
     "checkerboard",
     "four_corners",

@@ -17,7 +17,8 @@ from torch import nn
 import gmkernels as gmk
 
 from .flow import Flow
-from .transforms import BatchNorm, Chain, Flatten, Inverted, Linear, Logit, Standardise, Transform
+from .fronts import front
+from .transforms import BatchNorm, Chain, Flatten, Inverted, Linear, Transform
 
 Permutation = Literal["reverse", "random", "linear"]
 
@@ -42,6 +43,7 @@ class AutoregressiveFlow(Flow):
         clamp: float | None = None,
         levels: int | None = None,
         alpha: float = 0.05,
+        equalise: bool = False,
         seed: int = 0,
     ) -> None:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -70,19 +72,18 @@ class AutoregressiveFlow(Flow):
             )
             _start_as_identity(made)
             steps.append(gmk.nn.MaskedAffineAutoregressive(made, scale_map, clamp))
-        front: list[nn.Module] = [] if levels is None else [Logit(alpha)]
-        front += [Standardise(shape), Flatten(shape)]
+        first = [*front(shape, levels, alpha, equalise), Flatten(shape)]
         core = Chain(steps)
-        super().__init__(Chain([*front, Inverted(core) if self._turned else core]), shape, levels, contexts=contexts)
+        super().__init__(Chain([*first, Inverted(core) if self._turned else core]), shape, levels, contexts=contexts)
 
     def _round(self, kind: type[Flow]) -> Flow:
         """A flow of the other kind around the same layers."""
         assert isinstance(self.transform, Chain)
-        *front, core = self.transform.steps
+        *first, core = self.transform.steps
         assert isinstance(core, Transform)
         other = kind.__new__(kind)
         turned = core.inner if isinstance(core, Inverted) else Inverted(core)
-        Flow.__init__(other, Chain([*front, turned]), self.shape, self.levels, contexts=self.contexts)
+        Flow.__init__(other, Chain([*first, turned]), self.shape, self.levels, contexts=self.contexts)
         return other
 
 
@@ -114,6 +115,7 @@ class MAF(AutoregressiveFlow):
         scale_map, clamp: of :func:`gmkernels.affine_coupling`.
         levels: the integer levels of the samples (256 for 8-bit images), or None for real values.
         alpha: of the logit transform that takes (0, 1) to the line; used with ``levels`` only.
+        equalise: :class:`Equalise` integer samples in place of the logit.
         seed: of permutations.
     """
 
@@ -140,6 +142,7 @@ class MADE(MAF):
         clamp: float | None = None,
         levels: int | None = None,
         alpha: float = 0.05,
+        equalise: bool = False,
     ) -> None:
         super().__init__(
             shape,
@@ -152,6 +155,7 @@ class MADE(MAF):
             clamp=clamp,
             levels=levels,
             alpha=alpha,
+            equalise=equalise,
         )
 
 

@@ -30,16 +30,19 @@ class FlowRecipe(Recipe):
     alpha: float | None = None
     """Of the logit transform of images: a 40th of a grey level if not given. With the paper's 0.05 the background, a
     few hundredths wide between inks that are six apart, has to be stretched before anything can be learnt."""
+    equalise: bool = False
+    """Give every pixel of an image the normal distribution by its histogram, in place of the logit."""
     shift: int = 0
     """Move training images by up to this many pixels each way."""
 
-    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> Flow:
-        """A new flow of the data's shape; ``levels`` and ``alpha`` are of the logit transform of integer images."""
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> Flow:
+        """A new flow of the data's shape; ``image`` says how integer samples become real ones."""
         raise NotImplementedError
 
     def build(self, dataset: Dataset) -> Flow:
         levels = dataset.levels if isinstance(dataset, ImageDataset) else None
-        model = self.flow(dataset, levels, self.alpha if self.alpha is not None else 0.025 / (levels or 1))
+        alpha = self.alpha if self.alpha is not None else 0.025 / (levels or 1)
+        model = self.flow(dataset, {"levels": levels, "alpha": alpha, "equalise": self.equalise})
         model.initialise(_some(dataset))
         return model
 

@@ -14,7 +14,8 @@ import gmkernels as gmk
 
 from .conditioners import MLP, ResNet
 from .flow import Flow
-from .transforms import BatchNorm, Chain, FactorOut, Flatten, Linear, Logit, Permute, Squeeze, Standardise
+from .fronts import front
+from .transforms import BatchNorm, Chain, FactorOut, Flatten, Linear, Permute, Squeeze
 
 
 class RealNVP(Flow):
@@ -31,6 +32,7 @@ class RealNVP(Flow):
         levels: the integer levels of the samples (256 for 8-bit images), or None for real values.
         alpha: of the logit transform that takes (0, 1) to the line; used with ``levels`` only. The paper's 0.05
             keeps logits within +-3.
+        equalise: :class:`Equalise` integer samples in place of the logit.
         couplings: couplings of a vector; of an image, couplings of each kind and scale.
         hidden, depth, dropout: width and number of hidden layers of a vector's conditioners, and their dropout.
         widths: channels of an image's conditioners, one number a scale.
@@ -51,6 +53,7 @@ class RealNVP(Flow):
         *,
         levels: int | None = None,
         alpha: float = 0.05,
+        equalise: bool = False,
         couplings: int = 3,
         hidden: int = 128,
         depth: int = 2,
@@ -75,8 +78,7 @@ class RealNVP(Flow):
             return [layer, BatchNorm(features)] if batch_norm else [layer]
 
         chain = functools.partial(Chain, reversible=reversible)
-        steps: list[nn.Module] = [] if levels is None else [Logit(alpha)]
-        steps.append(Standardise(shape))
+        steps = front(shape, levels, alpha, equalise)
         if len(shape) == 1 or flat:
             net = functools.partial(MLP, hidden=hidden, depth=depth, contexts=contexts, dropout=dropout)
             steps += [Flatten(shape), *_vector_steps(math.prod(shape), couplings, coupling, net, linear)]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from torch import nn
 
 from ..data import Dataset, Density
 from ..errors import DataError
-from ..training import Fit
+from ..training import Fit, Result
+from ..training.checkpoint import save_step
+from ..training.log import Log
 from .autoregressive import IAF, MADE, MAF
 from .flow_recipe import FlowRecipe, VariationalRecipe
+from .gaussian import Gaussian
 from .planar import PlanarFlow
 from .realnvp import RealNVP
 
@@ -46,25 +53,50 @@ class RealNVPRecipe(FlowRecipe):
     clamp: float = 5.0
     """Largest log-scale of a coupling."""
 
-    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> RealNVP:
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> RealNVP:
         shape = dataset.shape
-        image = levels is not None and not self.flat
+        vector, scales = image["levels"] is None or self.flat, _scales(shape)
         return RealNVP(
             shape,
-            levels=levels,
-            alpha=alpha,
-            couplings=self.couplings or (3 if image else 8),
-            widths=self.widths or (16, 32, 48)[: _scales(shape)],
+            **image,
+            couplings=self.couplings or (8 if vector else 3),
+            widths=self.widths or (16, 32, 48)[:scales],
             blocks=self.blocks,
-            linear=self.linear if self.linear is not None else levels is None,
+            linear=self.linear if self.linear is not None else len(shape) == 1,
             tail=self.tail if self.tail is not None else 6,
-            hidden=self.hidden or (64 if levels is None else 256),
+            hidden=self.hidden or (64 if len(shape) == 1 else 256),
             depth=self.depth,
             dropout=self.dropout,
             flat=self.flat,
             scale_map=self.scale_map,
             clamp=self.clamp,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianRecipe(FlowRecipe):
+    """One Gaussian with a full covariance, fitted in closed form: what every flow should beat."""
+
+    summary: ClassVar[str] = "one full-covariance Gaussian, the baseline of the flows; images, tables and 2-D densities"
+
+    fit: Fit = field(default_factory=lambda: Fit(max_steps=1))
+    shrink: float = 0.01
+    """Share by which covariances are made smaller."""
+
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> Gaussian:
+        return Gaussian(dataset.shape, shrink=self.shrink, **image)
+
+    def train(
+        self, model: nn.Module, dataset: Dataset, out: Path, *, rank: int, world: int, fingerprint: Mapping[str, Any]
+    ) -> Result:
+        """The fit is done by ``build``; what is left is to write the run down."""
+        if rank == 0:
+            tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+            save_step(out, 1, tensors, {"step": 1, "seconds": 0.0, "fingerprint": dict(fingerprint), "world": world})
+            log = Log(out, bar=False)
+            log.write("evaluate", 1, {"seconds": 0.0, **self.evaluate(model, dataset, "valid")})
+            log.close()
+        return Result(1, 0.0, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +111,7 @@ class PlanarRecipe(VariationalRecipe):
     flows: int = 32
     """Planar steps."""
 
-    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> PlanarFlow:
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> PlanarFlow:
         if len(dataset.shape) != 1:
             raise DataError(f"a planar flow is of vectors, and {dataset.name!r} has samples of shape {dataset.shape}")
         return PlanarFlow(dataset.shape[0], self.flows)
@@ -99,15 +131,14 @@ class AutoregressiveRecipe(FlowRecipe):
     clamp: float = 5.0
     """Largest log-scale of a layer."""
 
-    def options(self, dataset: Dataset, levels: int | None, alpha: float) -> dict[str, Any]:
+    def options(self, dataset: Dataset, image: dict[str, Any]) -> dict[str, Any]:
         return {
-            "hidden": self.hidden or ((64, 64) if levels is None else (512,)),
+            "hidden": self.hidden or ((64, 64) if len(dataset.shape) == 1 else (512,)),
             "residual": self.residual,
             "activation": self.activation,
             "scale_map": self.scale_map,
             "clamp": self.clamp,
-            "levels": levels,
-            "alpha": alpha,
+            **image,
         }
 
 
@@ -117,8 +148,8 @@ class MADERecipe(AutoregressiveRecipe):
 
     summary: ClassVar[str] = "one masked autoregressive layer (Germain et al. 2015), images, tables and 2-D densities"
 
-    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> MADE:
-        return MADE(dataset.shape, **self.options(dataset, levels, alpha))
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> MADE:
+        return MADE(dataset.shape, **self.options(dataset, image))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +163,10 @@ class StackRecipe(AutoregressiveRecipe):
     batch_norm: bool = False
     """Normalise between layers by the batch's statistics."""
 
-    def options(self, dataset: Dataset, levels: int | None, alpha: float) -> dict[str, Any]:
+    def options(self, dataset: Dataset, image: dict[str, Any]) -> dict[str, Any]:
         plane = isinstance(dataset, Density)
-        return super().options(dataset, levels, alpha) | {
-            "layers": self.layers or (8 if levels is None else 5),
+        return super().options(dataset, image) | {
+            "layers": self.layers or (8 if len(dataset.shape) == 1 else 5),
             "permutation": self.permutation or ("linear" if plane else "reverse"),
             "batch_norm": self.batch_norm,
         }
@@ -147,8 +178,8 @@ class MAFRecipe(StackRecipe):
 
     summary: ClassVar[str] = "masked autoregressive flow (Papamakarios et al. 2017), images, tables and 2-D densities"
 
-    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> MAF:
-        return MAF(dataset.shape, **self.options(dataset, levels, alpha))
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> MAF:
+        return MAF(dataset.shape, **self.options(dataset, image))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +194,8 @@ class IAFRecipe(StackRecipe, VariationalRecipe):
     def from_samples(self, dataset: Dataset) -> bool:
         return self.objective != "reverse-kl"
 
-    def flow(self, dataset: Dataset, levels: int | None, alpha: float) -> IAF:
-        return IAF(dataset.shape, **self.options(dataset, levels, alpha))
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> IAF:
+        return IAF(dataset.shape, **self.options(dataset, image))
 
 
 def _scales(shape: tuple[int, ...]) -> int:
