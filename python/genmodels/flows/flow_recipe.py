@@ -130,8 +130,8 @@ class VariationalRecipe(FlowRecipe):
     """A flow whose samples are cheap: it can be trained from them and an unnormalised density alone."""
 
     objective: Literal["reverse-kl", "likelihood"] | None = None
-    """reverse-kl: from samples of the flow and a density's potential, without samples of the density; likelihood: from
-    samples of the data. Left at None, see the model."""
+    """reverse-kl: from samples of the flow and a density's potential (of samples of the density only mean and deviation
+    are taken); likelihood: from samples of the data. Left at None, see the model."""
     anneal: int = 3600
     """Updates over which reverse-kl turns the potential up, so that all modes are found."""
 
@@ -162,7 +162,7 @@ def _some(dataset: Dataset) -> Tensor:
         return dataset.splits["train"].x[:4000]
     if isinstance(dataset, Table):
         return dataset.splits["train"].x[:20_000]
-    return cast(Density, dataset).held_out()
+    return cast(Density, dataset).sample(20_000, torch.tensor([2, 2**62]))
 
 
 def _corners(dataset: ImageDataset) -> Tensor:
