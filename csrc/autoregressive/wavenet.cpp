@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <utility>
 
 #include "draw.h"
 #include "gmk/parallel.h"
@@ -16,7 +15,8 @@ namespace {
 using namespace wavenet;
 
 // Samples that go together: few enough that rings and gates stay near a core, enough that weights are worth fetching.
-// One alone stays on one thread: forty barriers a step cost what the second core would save.
+// One alone stays on one thread: two would have to meet after every product, some forty times in a step of 40 us, and
+// whichever is not running when it should would hold up the other.
 constexpr int64_t kMost = 16;
 // Times whose local conditions are projected together.
 constexpr int64_t kAhead = 16;

@@ -6,6 +6,7 @@ from .chains import CHAINS
 from .convolution import CONVOLUTION
 from .gaussian import GAUSSIAN
 from .patch import Fault
+from .wavenet import WAVENET
 
 _COUPLING, _PLANAR, _MINIBATCH, _RANDOM = "affine_coupling", "planar", "minibatch", "random"
 _ANY = "affine_coupling or planar or minibatch"
@@ -154,4 +155,4 @@ _TRITON = [
           "tl.join(tl.join(a, b), tl.join(c, d))", _RANDOM, triton=True),
 ]  # fmt: skip
 
-FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS]
+FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS, *WAVENET]

@@ -58,7 +58,7 @@ def test_a_gaussian_wavenet_comes_close_to_the_entropy_rate(teacher: WaveNet) ->
     memoryless = 0.5 * math.log(2 * math.pi * math.e * float(process.covariance[0, 0])) - process.entropy
     assert memoryless > 1.2
     assert error < 0.01
-    assert -5 * error < gap < 0.06
+    assert -5 * error < gap < 0.1
 
 
 def test_a_categorical_wavenet_comes_close_to_the_entropy_rate() -> None:
@@ -70,7 +70,7 @@ def test_a_categorical_wavenet_comes_close_to_the_entropy_rate() -> None:
     p = process.stationary.sum(0)
     assert float(-(p * p.log()).sum()) > process.entropy + 0.5
     gap, error = _gap(model, process)
-    assert -5 * error < gap < 0.06
+    assert -5 * error < gap < 0.1
     # What it draws is as likely under the process as the process's own samples.
     drawn = -process.log_prob(model.sample(60, 400, key=3)) / 400
     assert float(drawn.mean()) == pytest.approx(process.entropy, abs=0.06)

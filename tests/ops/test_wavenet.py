@@ -266,6 +266,16 @@ def test_gaussian_samples_are_gaussian(backend: str) -> None:
     assert abs(float(lagged)) < 6
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scales_have_a_floor(backend: str) -> None:
+    """Of exp(-7), which a network that is sure of itself cannot go below."""
+    net = stack("gaussian")
+    given = parameters(net, torch.float64, torch.Generator().manual_seed(1))
+    given[-2], given[-1] = given[-2] * 0, torch.tensor([0.25, -30.0], dtype=torch.float64)
+    x = _call(net, given, (4000, 1), key=gmk.random.key(seed=5), backend=backend)[:, 0]
+    assert kstest(((x - 0.25) * math.exp(7)).numpy(), "norm").pvalue > 1e-6 / LOOKS
+
+
 def test_a_mixture_follows_its_discretised_law() -> None:
     """The first sample of a network whose last weights are zero: its law is that of the output's bias."""
     levels, components = 16, 2
