@@ -19,12 +19,14 @@ from .ops.gibbs import (
 from .ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
 from .ops.masked_linear import masked_linear
 from .ops.minibatch import minibatch_discrimination
+from .ops.mlp import affine_coupling_mlp, mlp
 from .version import __version__
 
 __all__ = [
     "BackendError",
     "__version__",
     "affine_coupling",
+    "affine_coupling_mlp",
     "ais_log_z",
     "backend_for",
     "bernoulli_log_likelihood",
@@ -40,6 +42,7 @@ __all__ = [
     "masked_conv2d",
     "masked_linear",
     "minibatch_discrimination",
+    "mlp",
     "nn",
     "pixelcnn_sample",
     "planar_flow",

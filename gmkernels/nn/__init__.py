@@ -5,10 +5,12 @@ from .gaussian import Reparameterize
 from .made import MADE, MaskedAffineAutoregressive, MaskedLinear
 from .masked_conv import CausalConv1d, GatedActivation, MaskedConv2d
 from .minibatch import MinibatchDiscrimination
+from .mlp import MLP
 from .rbm import RBM
 from .reversible import Reversible
 
 __all__ = [
+    "MLP",
     "MADE",
     "RBM",
     "AffineCoupling",

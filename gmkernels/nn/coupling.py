@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gmkernels.ops.coupling import affine_coupling, planar_flow
+from gmkernels.ops.mlp import affine_coupling_mlp
 
+from .mlp import MLP
 from .reversible import Grads, pull, sources
 
 
@@ -22,6 +24,7 @@ class AffineCoupling(nn.Module):
         conditioner: a module. With ``split``, maps the conditioning part (batch, k, ...) to (batch, 2 * rest, ...);
             with ``mask``, maps ``x * mask`` (batch, C, ...) to (batch, 2 * C, ...). The first half along dimension 1
             is the raw log-scale, the second the shift. Called ``conditioner(part, context)`` if a context is given.
+            A :class:`gmkernels.nn.MLP` is fused with the coupling of vectors: :func:`gmkernels.affine_coupling_mlp`.
         split: k > 0 keeps the first k features of dimension 1, k < 0 the last |k|.
         mask: bool, broadcastable to one sample; True marks what is kept (the b of the paper's equation 9).
         scale_map, clamp: see :func:`gmkernels.affine_coupling`.
@@ -92,6 +95,18 @@ class AffineCoupling(nn.Module):
         )
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        net = self.conditioner
+        if type(net) is MLP and self.split is not None and context is None and net.fusible(x):
+            return affine_coupling_mlp(
+                x,
+                *net.parts(),
+                split=self.split,
+                activation=net.activation,
+                scale_map=self.scale_map,
+                clamp=self.clamp,
+                inverse=inverse,
+                backend=self.backend,
+            )
         kept, changed = self._parts(x)
         y, logdet = self._transform(changed, self._condition(kept, changed, context), inverse)
         return self._whole(kept, y), logdet

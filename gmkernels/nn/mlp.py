@@ -1,0 +1,81 @@
+"""The multilayer perceptron as a module."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gmkernels.ops.mlp import mlp, reference
+from gmkernels.ops.mlp.library import LAYERS
+
+
+class MLP(nn.Module):
+    """Linear layers with one activation between them, fused: see :func:`gmkernels.mlp`.
+
+    Args:
+        inputs, outputs: widths of the first and the last layer.
+        hidden: widths of the layers between.
+        activation: ``relu``, ``silu`` or ``tanh``.
+        bias: let the layers have biases.
+        backend: passed to :func:`gmkernels.mlp`.
+
+    Its parameters are those of the ``torch.nn.Linear`` layers in ``layers``, initialised as these are. As the conditioner
+    of an :class:`AffineCoupling` with ``split``, and without a context, it becomes part of one operator with the coupling.
+    On a GPU, where the products are all that counts, and under autocast it runs its ``torch.nn.Linear`` layers one by one.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        *,
+        activation: str = "relu",
+        bias: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if activation not in reference.ACTIVATIONS:
+            raise ValueError(f"MLP: activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
+        widths = (inputs, *hidden, outputs)
+        self.activation, self.backend = activation, backend
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b, bias, device=device, dtype=dtype) for a, b in itertools.pairwise(widths)
+        )
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
+    def fusible(self, x: Tensor) -> bool:
+        """Whether it is one call on ``x``."""
+        return len(self.layers) <= LAYERS and _fused(x)
+
+    def parts(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Weights and biases, as :func:`gmkernels.mlp` takes them."""
+        layers = self.layers._modules.values()
+        try:  # past nn.Module's look-up, which for six parameters costs as much as a small product
+            found = [layer._parameters for layer in layers]  # type: ignore[union-attr]
+            return [p["weight"] for p in found], [p["bias"] for p in found]  # type: ignore[misc]
+        except KeyError:  # a parametrised layer computes its weight
+            return [layer.weight for layer in layers], [layer.bias for layer in layers]  # type: ignore[union-attr, misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _fused(x):
+            for i, layer in enumerate(self.layers):
+                x = layer(reference.ACTIVATIONS[self.activation](x) if i else x)
+            return x
+        weights, biases = self.parts()
+        for begin in range(0, len(weights), LAYERS):
+            part = slice(begin, begin + LAYERS)
+            x = reference.ACTIVATIONS[self.activation](x) if begin else x
+            x = mlp(x, weights[part], biases[part], activation=self.activation, backend=self.backend)
+        return x
+
+
+def _fused(x: Tensor) -> bool:
+    return x.is_cpu and not torch.is_autocast_enabled("cpu")
