@@ -150,6 +150,16 @@ def test_train_sample_evaluate_a_teacher(run: Path, tmp_path: Path, capsys: pyte
     quiet = data.read_wav(tmp_path / "a.wav")[0]
     assert len(quiet) == 2 * 12_000
     assert 0 < float(quiet.std()) < 0.8 * float(x.std())
+    # Neither picture nor sound is written over.
+    for name, other in (("a.png", "a.wav"), ("a.wav", "a.png")):
+        (tmp_path / other).unlink(missing_ok=True)
+        before = (tmp_path / name).read_bytes()
+        assert main(["sample", str(run), "--n", "1", "--out", str(out)]) == 1
+        assert f"{tmp_path / name} exists; give another --out" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == before
+        assert main(["sample", str(run), "--n", "1", "--out", str(tmp_path / "b.png")]) == 0
+        (tmp_path / "b.png").rename(tmp_path / "a.png")
+        (tmp_path / "b.wav").rename(tmp_path / "a.wav")
 
 
 def test_train_a_student(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,17 +82,21 @@ class _SoundRecipe(Recipe):
     def draw_samples(
         self, model: nn.Module, dataset: Dataset, path: Path, *, n: int, seed: int, temperature: float
     ) -> None:
-        """A picture of up to three samples beside the source, and up to eight one after another in a WAV file."""
+        """A picture of up to three samples beside the source, and up to eight one after another in a WAV file by its side,
+        which is not written over."""
+        if path.with_suffix(".wav").exists():
+            raise GenmodelsError(f"{path.with_suffix('.wav')} exists; give another --out")
+        self._draw(model, cast(Sound, dataset), path, n, seed, temperature)
+
+    def _draw(self, model: nn.Module, sound: Sound, path: Path, n: int, seed: int, temperature: float) -> None:
         assert isinstance(model, WaveNet | ParallelWaveNet)
         model.eval()
-        sound = cast(Sound, dataset)
-        source = _as_sound(sound, sound.excerpt(_LONGEST))
-        n = min(n, 8)
-        given = self.conditions(model, sound, sound.excerpt(_LONGEST), n)
-        drawn = model.sound(model.sample(n, len(source), *given, key=seed, temperature=temperature)).cpu()
+        excerpt, n = sound.excerpt(_LONGEST), min(n, 8)
+        given = self.conditions(model, sound, excerpt, n)
+        drawn = model.sound(model.sample(n, len(excerpt), *given, key=seed, temperature=temperature)).cpu()
         note = "" if temperature == 1 else f", temperature {temperature:g}"
         titles = {f"sample {i + 1}{note}": x for i, x in enumerate(drawn[:3])}
-        sounds(path, {f"{sound.name}, {sound.rate} Hz": source, **titles}, sound.rate)
+        sounds(path, {f"{sound.name}, {sound.rate} Hz": _as_sound(sound, excerpt), **titles}, sound.rate)
         data.write_wav(path.with_suffix(".wav"), drawn.flatten(), sound.rate)
 
     def report(
@@ -100,7 +104,7 @@ class _SoundRecipe(Recipe):
     ) -> tuple[dict[str, float], list[Path]]:
         figures = self.evaluate(model, dataset, "test")
         files = [out / name for name in ("samples.png", "samples.wav", "loss.png")]
-        self.draw_samples(model, dataset, files[0], n=4, seed=1, temperature=1.0)
+        self._draw(model, cast(Sound, dataset), files[0], n=4, seed=1, temperature=1.0)
         entropy = cast(Sound, dataset).entropy
         floor = ("entropy rate", entropy) if entropy is not None and isinstance(model, WaveNet) else None
         pictures.curves(files[2], log, label="nats per sample", floor=floor)
