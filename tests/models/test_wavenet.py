@@ -83,7 +83,7 @@ def test_a_gaussian_density_integrates_to_one() -> None:
     model = _teacher("gaussian")
     nn.init.constant_(model.network.output.weight, 0.05)
     nn.init.zeros_(model.network.output.bias)
-    axis = torch.linspace(-9, 9, 121, dtype=torch.float64)
+    axis = torch.linspace(-9, 9, 61, dtype=torch.float64)
     p = model.log_prob(torch.cartesian_prod(axis, axis, axis)).exp()
     assert float(p.sum()) * float(axis[1] - axis[0]) ** 3 == pytest.approx(1, abs=1e-6)
 
@@ -148,6 +148,29 @@ def test_fused_and_reference_backends_agree() -> None:
     with gmk.use_backend("reference"):
         expected = model.log_prob(x)
     torch.testing.assert_close(model.log_prob(x), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_autocast_changes_little(head: str) -> None:
+    model = _teacher(head, classes=2, local=2).float()
+    x, y = _some(model, 2, 60), torch.tensor([1, 0])
+    local = torch.randn(2, 2, 60, generator=torch.Generator().manual_seed(1))
+    plain = model.log_prob(x, y, local)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model.log_prob(x, y, local)
+    assert low.dtype == torch.float32
+    assert 0 < float((low - plain).abs().max()) < 0.05 * float(plain.abs().max())
+
+
+@pytest.mark.slow
+def test_the_model_compiles_in_one_piece() -> None:
+    model, x = _teacher("mixture").float(), torch.randint(9, (2, 40))
+    compiled = torch.compile(model.log_prob, fullgraph=True)
+    expected, found = model.log_prob(x), compiled(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    (wanted,) = torch.autograd.grad(expected.sum(), model.network.first.weight)
+    (got,) = torch.autograd.grad(found.sum(), model.network.first.weight)
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
 
 # ---- the student -----------------------------------------------------------------------------------------------------

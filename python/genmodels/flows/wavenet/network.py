@@ -73,8 +73,9 @@ class Stack(nn.Module):
         for i, (dilated, mix) in enumerate(zip(self.dilated, self.mix, strict=True)):
             inner = dilated(both[:, : self.residual])
             if local is not None and self.local is not None:
-                inner = inner + self.local[i] @ local
-            mixed = mix(gmk.gated_activation(inner, None if condition is None else condition[:, i]))
+                inner = inner + (self.local[i] @ local).to(inner.dtype)
+            # In the dtype that autocast has given the convolution.
+            mixed = mix(gmk.gated_activation(inner, None if condition is None else condition[:, i].to(inner.dtype)))
             # In place: for a second of sound, fresh memory costs more than the sum.
             both = mixed.add_(both if i + 1 < len(self.dilations) else both[:, self.residual :])
         return self.output(F.relu_(self.head(F.relu_(both))))
@@ -96,8 +97,10 @@ class Stack(nn.Module):
         if y is not None:
             if y.is_floating_point() or tuple(y.shape) != (n,):
                 raise ValueError(f"{name}: labels must be {n} integers, got {y.dtype} of shape {tuple(y.shape)}")
-            if n and not 0 <= int(y.min()) <= int(y.max()) < wanted:
-                raise ValueError(f"{name}: labels must lie in 0..{wanted - 1}, got {int(y.min())} to {int(y.max())}")
+            if n and not torch.compiler.is_compiling():
+                low, high = (int(end) for end in y.aminmax())
+                if low < 0 or high >= wanted:
+                    raise ValueError(f"{name}: labels must lie in 0..{wanted - 1}, got {low} to {high}")
         channels = 0 if self.local is None else self.local.shape[2]
         if (local is None) != (channels == 0):
             form = f"a local condition of {channels} channels" if channels else "no local condition"
