@@ -103,7 +103,7 @@ def made_inverse_ascending(
     flat = torch.cat([t.reshape(-1) for t in parameters])
     x, logdet = made_library.made_inverse(
         z, flat, condition, degrees, list(made.widths), made.residual, activation, scale_map,
-        clamp_of(scale_map, clamp), backend,
+        clamp_of("made_inverse", scale_map, clamp), backend,
     )  # fmt: skip
     if (bad := _not_finite(x)) is not None:
         feature = bad if places is None else int(places[bad])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 from torch import Tensor
 
 from gmkernels.core.doors import Operator
+from gmkernels.ops.masked_linear import masked_linear
 
 from . import made_reference
+from .made_network import Made
 
 _REST = "Tensor? condition, Tensor degrees, int[] widths, bool residual, str activation, str scale_map, float clamp"
 
@@ -31,7 +36,7 @@ made_inverse = Operator(
     f"made_inverse(Tensor z, Tensor parameters, {_REST}, str backend) -> (Tensor, Tensor)",
     _fake,
     made_reference.made_inverse,
-    (),
+    ("cpu",),
     keeps_outputs=True,
 )
 made_inverse_backward = Operator(
@@ -39,7 +44,7 @@ made_inverse_backward = Operator(
     f"made_inverse_backward(Tensor grad_x, Tensor grad_logdet, Tensor x, Tensor parameters, {_REST}, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     _fake_backward,
-    backends=(),
+    backends=("cpu",),
 )
 
 
@@ -53,5 +58,16 @@ def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
 
 @made_inverse_backward.derivative
 def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
-    """Through the definition of the gradient, in plain PyTorch: it builds the Jacobian, D times a batch of D numbers."""
-    return made_reference.along(needs, saved, constants[:-1], grads)
+    """Through the definition of the gradient, over layers of the backend: it builds the Jacobian, D times a batch of D."""
+    layers = functools.partial(_layers, backend=constants[-1])
+    return made_reference.along(needs, saved, constants[:-1], grads, layers)
+
+
+def _layers(made: Made, parameters: Tensor, degrees: Tensor, backend: str) -> list[made_reference.Layer]:
+    parts = made.split(parameters)
+    return [
+        functools.partial(
+            masked_linear, weight=weight, bias=bias, in_degree=torch.arange(weight.shape[1], device=seen.device),
+            out_degree=seen, strict=True, backend=backend,
+        ) for weight, bias, seen in zip(parts[::2], parts[1::2], made.seen(degrees), strict=True)
+    ]  # fmt: skip

@@ -6,6 +6,9 @@ PyTorch, float32 or float64, differentiable any number of times.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,37 +17,38 @@ from gmkernels.ops.coupling import affine_coupling
 
 from .made_network import Made
 
+Layer = Callable[[Tensor], Tensor]
+
 
 def activate(x: Tensor, activation: str) -> Tensor:
     return x.relu() if activation == "relu" else torch.tanh(x)
 
 
-def masked(made: Made, parameters: Tensor, degrees: Tensor) -> list[Tensor]:
-    """Weights, zero where a mask covers them, and biases in turn."""
-    parts = made.split(parameters)
-    for i, seen in enumerate(made.seen(degrees)):
-        weight = parts[2 * i]
+def dense(made: Made, parameters: Tensor, degrees: Tensor) -> list[Layer]:
+    """The linear layers with their masks multiplied in."""
+    parts, layers = made.split(parameters), []
+    for weight, bias, seen in zip(parts[::2], parts[1::2], made.seen(degrees), strict=True):
         allowed = torch.arange(weight.shape[1], device=seen.device) < seen[:, None]
-        parts[2 * i] = torch.where(allowed, weight, 0.0)
-    return parts
+        layers.append(functools.partial(linear, weight=torch.where(allowed, weight, 0.0), bias=bias))
+    return layers
 
 
 def network(
-    x: Tensor, made: Made, parts: list[Tensor], condition: Tensor | None, activation: str
+    x: Tensor, made: Made, layers: list[Layer], condition: Tensor | None, activation: str
 ) -> tuple[Tensor, Tensor]:
     """Raw log-scale and shift of every feature."""
-    h = linear(x, *parts[:2])
+    first, *middle, last = layers
+    h = first(x)
     if condition is not None:
         h = h + condition
-    rest = parts[2:-2]
     if made.residual:
-        for w1, b1, w2, b2 in zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True):
-            h = h + linear(activate(linear(activate(h, activation), w1, b1), activation), w2, b2)
+        for into, out in zip(middle[::2], middle[1::2], strict=True):
+            h = h + out(activate(into(activate(h, activation)), activation))
     else:
-        for weight, bias in zip(rest[::2], rest[1::2], strict=True):
-            h = linear(activate(h, activation), weight, bias)
+        for layer in middle:
+            h = layer(activate(h, activation))
         h = activate(h, activation)
-    s, t = linear(h, *parts[-2:]).chunk(2, dim=1)
+    s, t = last(h).chunk(2, dim=1)
     return s, t
 
 
@@ -60,12 +64,12 @@ def made_inverse(
     clamp: float,
 ) -> tuple[Tensor, Tensor]:
     made = Made(z.shape[1], tuple(widths), residual)
-    parts = masked(made, parameters, degrees)
+    layers = dense(made, parameters, degrees)
     known: list[Tensor] = []
     logdet = z.new_zeros(z.shape[0])
     for i in range(made.features):
         x = torch.cat((*known, torch.zeros_like(z[:, i:])), dim=1)
-        s, t = (v[:, i : i + 1] for v in network(x, made, parts, condition, activation))
+        s, t = (v[:, i : i + 1] for v in network(x, made, layers, condition, activation))
         feature, part = affine_coupling(
             z[:, i : i + 1], s, t, scale_map=scale_map, clamp=clamp, inverse=True, backend="reference"
         )
@@ -86,6 +90,7 @@ def made_inverse_backward(
     activation: str,
     scale_map: str,
     clamp: float,
+    layers_of: Callable[[Made, Tensor, Tensor], list[Layer]] = dense,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients by z, parameters and condition, from the solution x alone, by the implicit function theorem.
 
@@ -94,12 +99,9 @@ def made_inverse_backward(
     """
     made = Made(x.shape[1], tuple(widths), residual)
     with torch.enable_grad():
-        x, parameters = (t if t.requires_grad else t.detach().requires_grad_() for t in (x, parameters))
-        leaves = [x, parameters]
-        if condition is not None:
-            condition = condition if condition.requires_grad else condition.detach().requires_grad_()
-            leaves.append(condition)
-        s, t = network(x, made, masked(made, parameters, degrees), condition, activation)
+        x, parameters, condition = _apart(x), _apart(parameters), None if condition is None else _apart(condition)
+        leaves = [x, parameters] if condition is None else [x, parameters, condition]
+        s, t = network(x, made, layers_of(made, parameters, degrees), condition, activation)
         z, logdet = affine_coupling(x, s, t, scale_map=scale_map, clamp=clamp, backend="reference")
 
         def pull(values: tuple[Tensor, ...], by: list[Tensor], weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -112,15 +114,17 @@ def made_inverse_backward(
     return u, found[0], found[1] if condition is not None else None
 
 
-def along(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _apart(t: Tensor) -> Tensor:
+    """The same tensor as a place to differentiate by: x is itself a function of the parameters, which is not meant."""
+    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+
+
+def along(needs, saved, constants, grads, layers_of):  # type: ignore[no-untyped-def]
     """Gradients of <grads, made_inverse_backward(saved)> by the tensors in ``saved``, themselves differentiable."""
     higher = torch.is_grad_enabled()
-    with torch.enable_grad():
-        own = [
-            t if t is None or not need or t.requires_grad else t.detach().requires_grad_()
-            for t, need in zip(saved, needs, strict=True)
-        ]
-        found = made_inverse_backward(*own, *constants)
+    with torch.enable_grad(), torch.autocast(saved[0].device.type, enabled=False):
+        own = [_apart(t) if need else t for t, need in zip(saved, needs, strict=True)]
+        found = made_inverse_backward(*own, *constants, layers_of)
         pairs = [(t, g) for t, g in zip(found, grads, strict=True) if t is not None and t.requires_grad]
         asked = [t for t, need in zip(own, needs, strict=True) if need]
         tops, weights = zip(*pairs, strict=True)

@@ -32,12 +32,12 @@ masked_linear = Operator(
     "masked_linear(Tensor x, Tensor weight, Tensor? bias, Tensor seen, bool relu, str backend) -> Tensor",
     _fake,
     reference.masked_linear,
-    (),
+    ("cpu",),
 )
 masked_linear_backward = Operator(
     "masked_linear",
     "masked_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor seen, bool relu, bool by_x, bool by_weight,"
     " bool by_bias, str backend) -> (Tensor, Tensor, Tensor)",
     _fake_backward,
-    backends=(),
+    backends=("cpu",),
 )
