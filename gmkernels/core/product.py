@@ -1,4 +1,4 @@
-"""A matrix product that keeps its dtype under autocast, gradients included: for definitions.
+"""A linear layer that keeps its dtype under autocast, gradients included: for definitions.
 
 Not under ``torch.compile`` and ``torch.func``, which have to see an ordinary product.
 """
@@ -9,30 +9,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .doors import transforming
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``, differentiable any number of times."""
-    plain = torch.compiler.is_compiling() or transforming()
-    y = torch.mm(x, weight.mT) if plain else _Product.apply(x, weight.mT)
-    return y if bias is None else y + bias
+    if torch.compiler.is_compiling() or transforming():
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
 
 
-class _Product(torch.autograd.Function):
-    """PyTorch's own gradient of a product is a product that autocast rounds."""
+class _Linear(torch.autograd.Function):
+    """PyTorch's own gradient of a product is a product that autocast rounds. These are the same products."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
-        with torch.autocast(a.device.type, enabled=False):
-            return torch.mm(a, b)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        a, b = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
+        by_x, by_weight, by_bias = ctx.needs_input_grad
         return (
-            _Product.apply(grad, b.mT) if ctx.needs_input_grad[0] else None,
-            _Product.apply(a.mT, grad) if ctx.needs_input_grad[1] else None,
+            _Linear.apply(grad, weight.mT, None) if by_x else None,
+            _Linear.apply(grad.mT, x.mT, None) if by_weight else None,
+            grad.sum(0) if by_bias else None,
         )

@@ -96,7 +96,8 @@ class AffineCoupling(nn.Module):
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         net = self.conditioner
-        if type(net) is MLP and self.split is not None and context is None and net.fusible(x):
+        whole = isinstance(net, MLP) and type(net).forward is MLP.forward and net.single and net.fused(x)
+        if whole and self.split is not None and context is None:
             return affine_coupling_mlp(
                 x,
                 *net.parts(),

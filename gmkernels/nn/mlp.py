@@ -19,12 +19,16 @@ class MLP(nn.Module):
         inputs, outputs: widths of the first and the last layer.
         hidden: widths of the layers between.
         activation: ``relu``, ``silu`` or ``tanh``.
+        dropout: probability for the inputs and every hidden layer, in training.
         bias: let the layers have biases.
         backend: passed to :func:`gmkernels.mlp`.
 
     Its parameters are those of the ``torch.nn.Linear`` layers in ``layers``, initialised as these are. As the conditioner
     of an :class:`AffineCoupling` with ``split``, and without a context, it becomes part of one operator with the coupling.
-    On a GPU, where the products are all that counts, and under autocast it runs its ``torch.nn.Linear`` layers one by one.
+    With dropout in training, on a GPU, where the products are all that counts, and under autocast it runs its
+    ``torch.nn.Linear`` layers one by one.
+
+    ``forward(x, context=None)`` puts the context (batch, contexts), counted in ``inputs``, behind ``x``.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class MLP(nn.Module):
         outputs: int,
         *,
         activation: str = "relu",
+        dropout: float = 0.0,
         bias: bool = True,
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -42,18 +47,26 @@ class MLP(nn.Module):
         super().__init__()
         if activation not in reference.ACTIVATIONS:
             raise ValueError(f"MLP: activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"MLP: dropout must be 0 or more and less than 1, got {dropout!r}")
         widths = (inputs, *hidden, outputs)
-        self.activation, self.backend = activation, backend
+        self.activation, self.dropout, self.backend = activation, dropout, backend
         self.layers = nn.ModuleList(
             nn.Linear(a, b, bias, device=device, dtype=dtype) for a, b in itertools.pairwise(widths)
         )
 
     def extra_repr(self) -> str:
-        return f"activation={self.activation!r}"
+        return f"activation={self.activation!r}, dropout={self.dropout}"
 
-    def fusible(self, x: Tensor) -> bool:
-        """Whether it is one call on ``x``."""
-        return len(self.layers) <= LAYERS and _fused(x)
+    def fused(self, x: Tensor) -> bool:
+        """Whether the layers run as one operator on ``x``."""
+        drops = self.dropout > 0 and self.training
+        return x.is_cpu and not drops and not torch.is_autocast_enabled("cpu")
+
+    @property
+    def single(self) -> bool:
+        """Whether that is a single call."""
+        return len(self.layers) <= LAYERS
 
     def parts(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """Weights and biases, as :func:`gmkernels.mlp` takes them."""
@@ -64,10 +77,12 @@ class MLP(nn.Module):
         except KeyError:  # a parametrised layer computes its weight
             return [layer.weight for layer in layers], [layer.bias for layer in layers]  # type: ignore[union-attr, misc]
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not _fused(x):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x if context is None else torch.cat([x, context], 1)
+        if not self.fused(x):
             for i, layer in enumerate(self.layers):
-                x = layer(reference.ACTIVATIONS[self.activation](x) if i else x)
+                x = reference.ACTIVATIONS[self.activation](x) if i else x
+                x = layer(torch.nn.functional.dropout(x, self.dropout, self.training))
             return x
         weights, biases = self.parts()
         for begin in range(0, len(weights), LAYERS):
@@ -75,7 +90,3 @@ class MLP(nn.Module):
             x = reference.ACTIVATIONS[self.activation](x) if begin else x
             x = mlp(x, weights[part], biases[part], activation=self.activation, backend=self.backend)
         return x
-
-
-def _fused(x: Tensor) -> bool:
-    return x.is_cpu and not torch.is_autocast_enabled("cpu")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .mlp import MLP
+
 Grads = dict[Tensor, Tensor]
 
 
@@ -204,7 +206,7 @@ def _no_change(x: Tensor) -> Tensor:
 
 def _draws(step: nn.Module) -> bool:
     dropouts = (nn.modules.dropout._DropoutNd, nn.RReLU)
-    return any(isinstance(m, dropouts) and m.training for m in step.modules())
+    return any(m.training and (isinstance(m, dropouts) or isinstance(m, MLP) and m.dropout > 0) for m in step.modules())
 
 
 class _Random:
