@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ def along(needs, saved, constants, grads, layers_of):  # type: ignore[no-untyped
     """Gradients of <grads, made_inverse_backward(saved)> by the tensors in ``saved``, themselves differentiable."""
     higher = torch.is_grad_enabled()
     with torch.enable_grad(), torch.autocast(saved[0].device.type, enabled=False):
-        own = [_apart(t) if need else t for t, need in zip(saved, needs, strict=True)]
+        own: list[Any] = [_apart(t) if need else t for t, need in zip(saved, needs, strict=True)]
         found = made_inverse_backward(*own, *constants, layers_of)
         pairs = [(t, g) for t, g in zip(found, grads, strict=True) if t is not None and t.requires_grad]
         asked = [t for t, need in zip(own, needs, strict=True) if need]
