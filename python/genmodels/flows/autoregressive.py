@@ -44,6 +44,7 @@ class AutoregressiveFlow(Flow):
         levels: int | None = None,
         alpha: float = 0.05,
         equalise: bool = False,
+        whiten: bool = False,
         seed: int = 0,
     ) -> None:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -72,7 +73,9 @@ class AutoregressiveFlow(Flow):
             )
             _start_as_identity(made)
             steps.append(gmk.nn.MaskedAffineAutoregressive(made, scale_map, clamp))
-        first = [*front(shape, levels, alpha, equalise), Flatten(shape)]
+        first = front(shape, levels, alpha, equalise, whiten)
+        if not whiten:
+            first.append(Flatten(shape))
         core = Chain(steps)
         super().__init__(Chain([*first, Inverted(core) if self._turned else core]), shape, levels, contexts=contexts)
 
@@ -116,6 +119,7 @@ class MAF(AutoregressiveFlow):
         levels: the integer levels of the samples (256 for 8-bit images), or None for real values.
         alpha: of the logit transform that takes (0, 1) to the line; used with ``levels`` only.
         equalise: :class:`Equalise` integer samples in place of the logit.
+        whiten: start from the Gaussian of the data's covariance (:class:`Whiten`), so that only the rest is learnt.
         seed: of permutations.
     """
 
@@ -143,6 +147,7 @@ class MADE(MAF):
         levels: int | None = None,
         alpha: float = 0.05,
         equalise: bool = False,
+        whiten: bool = False,
     ) -> None:
         super().__init__(
             shape,
@@ -156,6 +161,7 @@ class MADE(MAF):
             levels=levels,
             alpha=alpha,
             equalise=equalise,
+            whiten=whiten,
         )
 
 

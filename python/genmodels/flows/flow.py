@@ -13,8 +13,8 @@ import gmkernels as gmk
 from ..data import Batch
 from .adapters import FlowDistribution
 from .finite import finite_inverse
-from .fronts import Equalise
-from .transforms import Chain, Inverted, Standardise, Transform
+from .fronts import Equalise, Whiten
+from .transforms import Chain, Flatten, Inverted, Logit, Standardise, Transform
 
 _LN_2PI = math.log(2 * math.pi)
 
@@ -64,14 +64,15 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, *, key: Tensor | int | None = 0) -> None:
-        """Set the first scale and shift (or histograms) so that ``x``, a sample of the data, leaves them with mean 0,
-        deviation 1."""
+        """Set the first steps' scale and shift (histograms, covariances) so that ``x``, a sample of the data, leaves them
+        with mean 0 and deviation 1."""
         x = x.to(self.device)
         x = x if x.is_floating_point() else self.dequantise(x, key)
         steps = self.transform.steps if isinstance(self.transform, Chain) else [self.transform]
         for step in steps:
-            if isinstance(step, (Standardise, Equalise)):
+            if isinstance(step, (Standardise, Equalise, Whiten)):
                 step.initialise(x)
+            elif not isinstance(step, (Logit, Flatten)):
                 return
             x = step(x)[0]
 

@@ -32,6 +32,8 @@ class FlowRecipe(Recipe):
     few hundredths wide between inks that are six apart, has to be stretched before anything can be learnt."""
     equalise: bool = False
     """Give every pixel of an image the normal distribution by its histogram, in place of the logit."""
+    whiten: bool = False
+    """Start from the Gaussian of the training data's covariance (of an image as a vector of pixels)."""
     shift: int = 0
     """Move training images by up to this many pixels each way."""
 
@@ -42,7 +44,7 @@ class FlowRecipe(Recipe):
     def build(self, dataset: Dataset) -> Flow:
         levels = dataset.levels if isinstance(dataset, ImageDataset) else None
         alpha = self.alpha if self.alpha is not None else 0.025 / (levels or 1)
-        model = self.flow(dataset, {"levels": levels, "alpha": alpha, "equalise": self.equalise})
+        model = self.flow(dataset, {"levels": levels, "alpha": alpha, "equalise": self.equalise, "whiten": self.whiten})
         model.initialise(_some(dataset))
         return model
 

@@ -8,11 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .transforms import Logit, Standardise, Transform
+from .transforms import Flatten, Logit, Standardise, Transform
 
 
-def front(shape: Sequence[int], levels: int | None, alpha: float, equalise: bool) -> list[nn.Module]:
-    """The first steps of a flow: a logit for images (or :class:`Equalise` in its place), and a learned scale and shift."""
+def front(
+    shape: Sequence[int], levels: int | None, alpha: float, equalise: bool = False, whiten: bool = False
+) -> list[nn.Module]:
+    """The first steps of a flow: a logit for images (or :class:`Equalise` in its place), and a learned scale and shift.
+
+    With ``whiten`` then a vector of the elements, through :class:`Whiten`.
+    """
+    if whiten:
+        return [*front(shape, levels, alpha, equalise), Flatten(shape), Whiten(math.prod(shape))]
     if levels is None:
         if equalise:
             raise ValueError("equalise is for integer samples: give levels=")
@@ -82,3 +89,35 @@ class Equalise(Transform):
 
     def _slope(self, here: Tensor, z: Tensor) -> Tensor:
         return here.log() + math.log(self.levels) + 0.5 * (z * z + math.log(2 * math.pi))
+
+
+class Whiten(Transform):
+    """``z = L^-1 (x - m)`` of vectors, with a lower triangular ``L``; ``log |det| = -sum(log diag L)``.
+
+    The autoregressive layer whose networks are linear and whose best weights are known: :meth:`initialise` takes mean and
+    covariance from data, with the covariances made smaller by the share ``shrink``. They stay as they are in training.
+    """
+
+    def __init__(self, features: int, shrink: float = 0.01) -> None:
+        super().__init__()
+        self.shrink = shrink
+        self.mean = nn.Parameter(torch.zeros(features), requires_grad=False)
+        self.factor = nn.Parameter(torch.eye(features), requires_grad=False)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        x = x.double()
+        covariance = torch.cov(x.t())
+        covariance = (1 - self.shrink) * covariance + self.shrink * covariance.diag().diag()
+        self.mean.copy_(x.mean(0))
+        self.factor.copy_(torch.linalg.cholesky(covariance))
+
+    def _logdet(self, x: Tensor) -> Tensor:
+        return -self.factor.diag().to(torch.promote_types(x.dtype, torch.float32)).log().sum().expand(len(x))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z = torch.linalg.solve_triangular(self.factor, (x - self.mean).t(), upper=False).t()
+        return z, self._logdet(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return z @ self.factor.tril().t() + self.mean, -self._logdet(z)

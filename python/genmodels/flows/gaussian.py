@@ -6,39 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .flow import Flow
-from .fronts import front
-from .transforms import Chain, Flatten, Transform
-
-
-class Whiten(Transform):
-    """``z = L^-1 (x - m)`` with a lower triangular ``L``; ``log |det| = -sum(log diag L)``."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(features))
-        self.factor = nn.Parameter(torch.eye(features))
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor, shrink: float) -> None:
-        """Mean and covariance of ``x`` (N, features), its off-diagonal part made smaller by the share ``shrink``."""
-        x = x.double()
-        covariance = torch.cov(x.t())
-        covariance = (1 - shrink) * covariance + shrink * covariance.diag().diag()
-        self.mean.copy_(x.mean(0))
-        self.factor.copy_(torch.linalg.cholesky(covariance))
-
-    def _logdet(self, x: Tensor) -> Tensor:
-        return -self.factor.diag().to(torch.promote_types(x.dtype, torch.float32)).log().sum().expand(len(x))
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z = torch.linalg.solve_triangular(self.factor, (x - self.mean).t(), upper=False).t()
-        return z, self._logdet(x)
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return z @ self.factor.tril().t() + self.mean, -self._logdet(z)
+from .fronts import Whiten, front
+from .transforms import Chain, Flatten
 
 
 class Gaussian(Flow):
@@ -63,12 +35,13 @@ class Gaussian(Flow):
         draws: int = 3,
     ) -> None:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        steps = [*front(shape, levels, alpha, equalise), Flatten(shape), Whiten(math.prod(shape))]
+        steps = [*front(shape, levels, alpha, equalise), Flatten(shape), Whiten(math.prod(shape), shrink)]
         super().__init__(Chain(steps), shape, levels, contexts=0)
-        self.shrink, self.draws = shrink, draws
+        self.draws = draws
 
     @torch.no_grad()
     def initialise(self, x: Tensor, *, key: Tensor | int | None = 0) -> None:
+        # The noise of integers is drawn once for the first steps, and more often for the covariance.
         super().initialise(x, key=key)
         assert isinstance(self.transform, Chain)
         *first, last = self.transform.steps
@@ -79,4 +52,4 @@ class Gaussian(Flow):
         every = torch.cat(parts).to(self.device)
         for step in first:
             every = step(every)[0]
-        last.initialise(every, self.shrink)
+        last.initialise(every)

@@ -33,6 +33,7 @@ class RealNVP(Flow):
         alpha: of the logit transform that takes (0, 1) to the line; used with ``levels`` only. The paper's 0.05
             keeps logits within +-3.
         equalise: :class:`Equalise` integer samples in place of the logit.
+        whiten: start a vector (or with ``flat`` an image) from the Gaussian of the data's covariance (:class:`Whiten`).
         couplings: couplings of a vector; of an image, couplings of each kind and scale.
         hidden, depth, dropout: width and number of hidden layers of a vector's conditioners, and their dropout.
         widths: channels of an image's conditioners, one number a scale.
@@ -54,6 +55,7 @@ class RealNVP(Flow):
         levels: int | None = None,
         alpha: float = 0.05,
         equalise: bool = False,
+        whiten: bool = False,
         couplings: int = 3,
         hidden: int = 128,
         depth: int = 2,
@@ -78,10 +80,15 @@ class RealNVP(Flow):
             return [layer, BatchNorm(features)] if batch_norm else [layer]
 
         chain = functools.partial(Chain, reversible=reversible)
-        steps = front(shape, levels, alpha, equalise)
+        if whiten and not flat and len(shape) > 1:
+            raise ValueError("RealNVP: whiten needs vectors: give flat=True with it for images")
+        steps = front(shape, levels, alpha, equalise, whiten)
         if len(shape) == 1 or flat:
             net = functools.partial(MLP, hidden=hidden, depth=depth, contexts=contexts, dropout=dropout)
-            steps += [Flatten(shape), *_vector_steps(math.prod(shape), couplings, coupling, net, linear)]
+            steps += [
+                *([] if whiten else [Flatten(shape)]),
+                *_vector_steps(math.prod(shape), couplings, coupling, net, linear),
+            ]
         else:
             nets = [functools.partial(ResNet, width=width, blocks=blocks, contexts=contexts) for width in widths]
             net = functools.partial(MLP, hidden=hidden, depth=depth, contexts=contexts, dropout=dropout)

@@ -84,6 +84,8 @@ class GaussianRecipe(FlowRecipe):
     """Share by which covariances are made smaller."""
 
     def flow(self, dataset: Dataset, image: dict[str, Any]) -> Gaussian:
+        # It whitens by itself.
+        image = {name: value for name, value in image.items() if name != "whiten"}
         return Gaussian(dataset.shape, shrink=self.shrink, **image)
 
     def train(
