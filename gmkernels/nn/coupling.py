@@ -96,8 +96,7 @@ class AffineCoupling(nn.Module):
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         net = self.conditioner
-        whole = isinstance(net, MLP) and type(net).forward is MLP.forward and net.single and net.fused(x)
-        if whole and self.split is not None and context is None:
+        if self.split is not None and context is None and isinstance(net, MLP) and net.fused(x):
             return affine_coupling_mlp(
                 x,
                 *net.parts(),

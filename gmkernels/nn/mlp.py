@@ -59,14 +59,12 @@ class MLP(nn.Module):
         return f"activation={self.activation!r}, dropout={self.dropout}"
 
     def fused(self, x: Tensor) -> bool:
-        """Whether the layers run as one operator on ``x``."""
+        """Whether all layers run as one operator on ``x``."""
+        return len(self.layers) <= LAYERS and type(self).forward is MLP.forward and self._fast(x)
+
+    def _fast(self, x: Tensor) -> bool:
         drops = self.dropout > 0 and self.training
         return x.is_cpu and not drops and not torch.is_autocast_enabled("cpu")
-
-    @property
-    def single(self) -> bool:
-        """Whether that is a single call."""
-        return len(self.layers) <= LAYERS
 
     def parts(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """Weights and biases, as :func:`gmkernels.mlp` takes them."""
@@ -79,7 +77,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = x if context is None else torch.cat([x, context], 1)
-        if not self.fused(x):
+        if not self._fast(x):
             for i, layer in enumerate(self.layers):
                 x = reference.ACTIVATIONS[self.activation](x) if i else x
                 x = layer(torch.nn.functional.dropout(x, self.dropout, self.training))

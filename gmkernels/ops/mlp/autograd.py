@@ -38,12 +38,12 @@ def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
 @library.mlp_backward.derivative
 def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     grad, _, *inputs = saved
-    *how, wanted, backend = constants
+    activation, wanted, backend = constants
     if inputs[3] is None:
         return _second_of_one(needs, grad, inputs, wanted, grads, backend)
 
     def function(*given: Tensor | None) -> tuple[Tensor]:
-        return (_layer_by_layer(given[0], given[1:], *how, backend),)  # type: ignore[arg-type]
+        return (_layer_by_layer(given[0], given[1:], activation, backend),)  # type: ignore[arg-type]
 
     found = _along(function, inputs, [grad], wanted, (needs[0], *needs[2:]), grads)
     return found[0], None, *found[1:]
@@ -122,12 +122,14 @@ def _along(
     with torch.enable_grad():
         leaves = [None if t is None else _own(t) for t in inputs]
         cotangents = [_own(t) for t in cotangents]
-        asked = [i for i, t in enumerate(leaves) if t is not None and wanted >> i & 1]
+        asked = [(t, grads[i]) for i, t in enumerate(leaves) if t is not None and wanted >> i & 1]
         chain = torch.autograd.grad(
-            function(*leaves), [leaves[i] for i in asked], cotangents, create_graph=True, allow_unused=True
+            function(*leaves), [t for t, _ in asked], cotangents, create_graph=True, allow_unused=True
         )
-        pairs = [(t, grads[i]) for t, i in zip(chain, asked, strict=True) if t is not None and t.requires_grad]
-        sources = [t for t, need in zip((*cotangents, *leaves), needs, strict=True) if need and t is not None]
+        pairs = [(t, v) for t, (_, v) in zip(chain, asked, strict=True) if t is not None and t.requires_grad]
+        sources: list[Tensor] = [
+            t for t, need in zip((*cotangents, *leaves), needs, strict=True) if need and t is not None
+        ]
         found = iter(
             torch.autograd.grad(
                 [t for t, _ in pairs], sources, [v for _, v in pairs], create_graph=again, allow_unused=True
