@@ -52,6 +52,10 @@ class RealNVPRecipe(FlowRecipe):
     """How a conditioner's output becomes a log-scale: see gmkernels.affine_coupling."""
     clamp: float = 5.0
     """Largest log-scale of a coupling."""
+    batch_norm: bool = False
+    """Normalise after every coupling by the statistics of the batch."""
+    reversible: bool = False
+    """Restore activations in backward: the memory of training hardly grows with depth, a step takes a third longer."""
 
     def flow(self, dataset: Dataset, image: dict[str, Any]) -> RealNVP:
         shape = dataset.shape
@@ -70,6 +74,8 @@ class RealNVPRecipe(FlowRecipe):
             flat=self.flat,
             scale_map=self.scale_map,
             clamp=self.clamp,
+            batch_norm=self.batch_norm,
+            reversible=self.reversible,
         )
 
 
