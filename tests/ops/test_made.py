@@ -13,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import gmkernels as gmk
 from gmkernels.core import backends
+from gmkernels.ops.autoregressive import made_eager, made_reference
 from gmkernels.testing.evaluate import threads
 
 BACKENDS = [name for name in ("reference", "cpu") if backends.unavailable(name) is None]
@@ -125,6 +126,31 @@ class _Inverse(torch.nn.Module):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.layer.inverse(z, context)
+
+
+@pytest.mark.parametrize(
+    "residual,activation,condition", [(False, "relu", False), (True, "tanh", True), (True, "relu", True)]
+)
+def test_what_a_gpu_runs_without_a_kernel_is_the_definition(residual: bool, activation: str, condition: bool) -> None:
+    made = _layer(6, (9, 11, 5), residual=residual, hidden_degrees="random", dtype=torch.float64).made
+    flat = torch.cat([p.detach().flatten() for m in made.linears() for p in (m.weight, m.bias)])
+    given = [
+        torch.randn(4, 6, dtype=torch.float64),
+        flat,
+        torch.randn(4, 9, dtype=torch.float64) if condition else None,
+    ]
+    inputs = [None if t is None else t.requires_grad_() for t in given]
+    wanted = [t for t in inputs if t is not None]
+    constants = (made.hidden_degrees, list(made.network.widths), residual, activation, "soft_clip", 6.9)
+    weights = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    results = []
+    for module in (made_reference, made_eager):
+        outputs = module.made_inverse(*inputs, *constants)
+        first = torch.autograd.grad(outputs, wanted, weights, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+        results.append((*outputs, *first, *second))
+    for got, want in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gmkernels.core import checks
+from gmkernels.core import backends, checks
+from gmkernels.core.doors import transforming
 from gmkernels.ops.coupling import SCALE_MAPS, clamp_of
 
-from . import made_library
+from . import made_eager, made_library
 from .made_network import ACTIVATIONS, Made, infer
 from .validation import visible_here
 
@@ -52,7 +53,7 @@ def made_inverse(
         condition: (batch, H0) in the dtype of ``z``, added to the first layer: what a context gives, for example.
         activation: ``relu`` or ``tanh``.
         scale_map, clamp: as for :func:`gmkernels.affine_coupling`.
-        backend: ``auto``, ``reference`` or ``cpu``.
+        backend: ``auto``, ``reference`` or ``cpu``. On a GPU ``auto`` takes the same one pass in PyTorch operations.
 
     Returns:
         ``x`` (batch, D) and ``logdet`` (batch,), that of z -> x: minus the sum of a. Both in the dtype of ``z``.
@@ -101,10 +102,14 @@ def made_inverse_ascending(
         places: which feature comes at each place, for the error; None: the first, the second, ...
     """
     flat = torch.cat([t.reshape(-1) for t in parameters])
-    x, logdet = made_library.made_inverse(
-        z, flat, condition, degrees, list(made.widths), made.residual, activation, scale_map,
-        clamp_of("made_inverse", scale_map, clamp), backend,
-    )  # fmt: skip
+    # Where only the definition would be left, but nobody asks for it.
+    plain = z.is_cuda and backend == "auto" == backends.setting.name and not torch.compiler.is_compiling()
+    given = (z, flat, condition, degrees, list(made.widths), made.residual, activation, scale_map)
+    limit = clamp_of(_OP, scale_map, clamp)
+    if plain and not transforming():
+        x, logdet = made_eager.made_inverse(*given, limit)
+    else:
+        x, logdet = made_library.made_inverse(*given, limit, backend)
     if (bad := _not_finite(x)) is not None:
         feature = bad if places is None else int(places[bad])
         raise ValueError(f"{_OP}: x must be finite, got feature {feature} that is not: its scale or shift overflows")

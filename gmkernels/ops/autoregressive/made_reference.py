@@ -27,7 +27,8 @@ def activate(x: Tensor, activation: str) -> Tensor:
 
 def dense(made: Made, parameters: Tensor, degrees: Tensor) -> list[Layer]:
     """The linear layers with their masks multiplied in."""
-    parts, layers = made.split(parameters), []
+    parts = made.split(parameters)
+    layers: list[Layer] = []
     for weight, bias, seen in zip(parts[::2], parts[1::2], made.seen(degrees), strict=True):
         allowed = torch.arange(weight.shape[1], device=seen.device) < seen[:, None]
         layers.append(functools.partial(linear, weight=torch.where(allowed, weight, 0.0), bias=bias))
@@ -124,8 +125,9 @@ def along(needs, saved, constants, grads, layers_of):  # type: ignore[no-untyped
     """Gradients of <grads, made_inverse_backward(saved)> by the tensors in ``saved``, themselves differentiable."""
     higher = torch.is_grad_enabled()
     with torch.enable_grad(), torch.autocast(saved[0].device.type, enabled=False):
-        own: list[Any] = [_apart(t) if need else t for t, need in zip(saved, needs, strict=True)]
-        found = made_inverse_backward(*own, *constants, layers_of)
+        own = [_apart(t) if need else t for t, need in zip(saved, needs, strict=True)]
+        given: list[Any] = [*own, *constants, layers_of]
+        found = made_inverse_backward(*given)
         pairs = [(t, g) for t, g in zip(found, grads, strict=True) if t is not None and t.requires_grad]
         asked = [t for t, need in zip(own, needs, strict=True) if need]
         tops, weights = zip(*pairs, strict=True)
