@@ -6,6 +6,7 @@ from .chains import CHAINS
 from .convolution import CONVOLUTION
 from .gaussian import GAUSSIAN
 from .patch import Fault
+from .perceptron import PERCEPTRON
 from .wavenet import WAVENET
 
 _COUPLING, _PLANAR, _MINIBATCH, _RANDOM = "affine_coupling", "planar", "minibatch", "random"
@@ -155,4 +156,4 @@ _TRITON = [
           "tl.join(tl.join(a, b), tl.join(c, d))", _RANDOM, triton=True),
 ]  # fmt: skip
 
-FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS, *WAVENET]
+FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS, *WAVENET, *PERCEPTRON]
