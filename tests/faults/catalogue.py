@@ -102,7 +102,7 @@ _KERNELS = [
     Fault("affine-logdet-sign", "csrc/coupling/affine.h", "inverse ? -k.a : k.a}", "k.a}", _COUPLING),
     Fault("affine-inverse-adds-shift", "csrc/coupling/affine.h", "inverse ? (x - t) * k.factor", "inverse ? (x + t) * k.factor",
           _COUPLING),
-    Fault("affine-gradient-beyond-clamp", "csrc/coupling/affine.h",
+    Fault("affine-gradient-beyond-clamp", "csrc/include/gmk/scale_map.h",
           "slope = pick(low, N(T(0)), pick(high, N(T(0)), N(T(1))));", "slope = N(T(1));", _COUPLING),
     Fault("affine-unfused", "csrc/coupling/affine.h", "fma(x, k.factor, t)", "x * k.factor + t", _COUPLING),
     Fault("affine-double-forgets-curvature", "csrc/include/gmk/dual.h",
