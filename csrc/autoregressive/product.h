@@ -116,6 +116,9 @@ GMK_INLINE void tile(const Input<T>& in, int64_t first, const T* w, const Output
   for (int p = 0; p < in.count; ++p) {
     const T* x = in.pieces[p].at + first * in.step;
     for (int64_t k = 0; k < in.pieces[p].count; ++k, ++x, w += V * kLanes) {
+      // One vector alone waits for weights from a far cache, and what the processor fetches of itself ends with a page.
+      if constexpr (M == 1)
+        for (int v = 0; v < V; ++v) __builtin_prefetch(w + 16 * V * kLanes + v * kLanes);
       pack<T> column[V];
       for (int v = 0; v < V; ++v) column[v] = read(w + v * kLanes);
       for (int m = 0; m < M; ++m) {

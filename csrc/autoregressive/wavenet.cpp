@@ -14,10 +14,11 @@ namespace {
 
 using namespace wavenet;
 
-// Samples that go together: few enough that rings and gates stay near a core, enough that weights are worth fetching.
-// One alone stays on one thread: two would have to meet after every product, some forty times in a step of 40 us, and
-// whichever is not running when it should would hold up the other.
-constexpr int64_t kMost = 16;
+// Samples that go together: at most so many that rings and gates stay near a core, and at least so many, where the
+// weights do not, that fetching them takes no longer than multiplying by them. One alone stays on one thread: two would
+// have to meet after every product, some forty times in a step of 40 us, and whichever is not running when it should
+// would hold up the other.
+constexpr int64_t kMost = 16, kLeast = 4, kNear = 1 << 20;
 // Times whose local conditions are projected together.
 constexpr int64_t kAhead = 16;
 
@@ -186,7 +187,8 @@ template <class T> int run(const Args& a) {
   const bool begin = a.begin == 0;
   if (begin) std::memset(a.state, 0, size_t(*a.state_bytes));
   const Network<T> net(a, a.state, begin);
-  const int64_t size = std::clamp<int64_t>((a.batch + 3) / 4, 1, kMost), tasks = (a.batch + size - 1) / size;
+  const int64_t least = net.weights() * int64_t(sizeof(T)) > kNear ? kLeast : 1;
+  const int64_t size = std::clamp<int64_t>((a.batch + 3) / 4, least, kMost), tasks = (a.batch + size - 1) / size;
   parallel_for(tasks, [&](int64_t t) { Sampler<T>(a, net, t * size, std::min(a.batch, (t + 1) * size)).run(); });
   return 0;
 }

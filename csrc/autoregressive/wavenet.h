@@ -50,6 +50,11 @@ template <class T> struct Network {
     output = Matrix<T>(arena, a.outputs, a.hidden);
     if (fill) pack();
   }
+  // That a step reads.
+  int64_t weights() const {
+    const int64_t layer = 2 * a.gate * a.kernel * a.residual + (a.residual + a.skip) * a.gate;
+    return a.layers * layer + a.hidden * (a.skip + a.outputs);
+  }
 
  private:
   // Weights (outputs, inputs, taps) as a matrix whose inputs come tap by tap.
