@@ -113,7 +113,7 @@ def _row(variant: str, widths: tuple[int, ...] = (5, 7), condition: bool = False
 
 ROWS = (
     _row("plain", errors=_ERRORS),
-    _row("any degrees, condition", condition=True, ascending=False, reverse=True, scale_map="tanh"),
+    _row("any degrees, condition", condition=True, ascending=False, scale_map="tanh"),
     _row("residual", (7, 5, 9), residual=True, scale_map="sigmoid", clamp=1e-3),
     _row(
         "residual, tanh",
@@ -126,6 +126,6 @@ ROWS = (
         ascending=False,
     ),
     _row("three layers", (9, 17, 6), activation="tanh", scale_map="softplus"),
-    _row("one layer", (19,), reverse=True, scale_map="atan"),
-    _row("reciprocal sigmoid", (5, 4), scale_map="reciprocal_sigmoid"),
+    _row("one layer", (19,), scale_map="atan"),
+    _row("backwards", (5, 4), reverse=True, ascending=False, scale_map="reciprocal_sigmoid"),
 )
