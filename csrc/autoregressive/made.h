@@ -46,7 +46,8 @@ template <class T> struct Network {
       degree += a.widths[i];
       widest = std::max(widest, a.widths[i]);
     }
-    panel = std::clamp<int64_t>(5 * kRows * D / widest, 1, D);
+    // The order of the gradient's sums depends on it: it must not depend on the instruction set.
+    panel = std::clamp<int64_t>(30 * D / widest, 1, D);
 
     const int last = int(a.layers);
     int64_t offset = 0;
