@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class Reversible(nn.Module):
     effects of the conditioners, such as running averages of their own batch normalisation, happen twice.
     """
 
+    _outside: ClassVar[Callable[..., tuple[Tensor, Tensor]] | None] = None
+
     def __init__(self, steps: Iterable[nn.Module], *, fewest: int = 3, tolerance: float = 1e-3) -> None:
         super().__init__()
         if not tolerance > 0:
@@ -73,10 +75,10 @@ class Reversible(nn.Module):
             total = total + logdet
         return x, total
 
-    @torch.compiler.disable
     def _reversibly(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        return _Chain.apply(self, x, context, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+        if Reversible._outside is None:  # made at first use, because it loads the compiler
+            Reversible._outside = staticmethod(torch.compiler.disable(_apply))
+        return Reversible._outside(self, x, context)
 
     def _drifted(self, restored: Tensor, x: Tensor) -> bool:
         self.drift = (restored - x).abs().amax() if x.numel() else x.new_zeros(())
@@ -92,6 +94,11 @@ class Reversible(nn.Module):
             stacklevel=2,
         )
         return True
+
+
+def _apply(chain: Reversible, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    parameters = [p for p in chain.parameters() if p.requires_grad]
+    return _Chain.apply(chain, x, context, *parameters)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _Chain(torch.autograd.Function):
