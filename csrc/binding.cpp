@@ -297,8 +297,8 @@ template <int (*Entry)(const gmk_masked_linear_args*)>
 void masked(int64_t outputs, const py::tuple& size, py::handle x, py::handle grad, Address weight, Address bias,
             Address seen, bool relu, Address out, Address out_weight, Address out_bias) {
   const gmk_sizes z = sizes(size);
-  const gmk_masked_linear_args args{z.batch,  z.inner,  outputs,           rows(x), rows(grad), at(weight),
-                                    at(bias), at<int64_t>(seen), relu, at(out), at(out_weight), at(out_bias)};
+  const gmk_masked_linear_args args{z.batch,  z.inner,           outputs, rows(x), rows(grad),     at(weight),
+                                    at(bias), at<int64_t>(seen), relu,    at(out), at(out_weight), at(out_bias)};
   run(Entry, args, z.batch * z.inner * outputs);
 }
 
@@ -307,11 +307,25 @@ void invert_made(int64_t batch, int64_t features, const std::vector<int64_t>& wi
                  int activation, int scale_map, double clamp, Address degrees, Address parameters, Address condition,
                  Address x, Address grad_x, Address grad_logdet, Address out_x, Address out_logdet,
                  Address out_parameters, Address out_condition) {
-  const gmk_made_args args{batch,         features,          int64_t(widths.size()), dtype,
-                           residual,      activation,        scale_map,              clamp,
-                           widths.data(), at<int64_t>(degrees), at(parameters),      at(condition),
-                           at(x),         at(grad_x),        at(grad_logdet),        at(out_x),
-                           at(out_logdet), at(out_parameters), at(out_condition)};
+  const gmk_made_args args{batch,
+                           features,
+                           int64_t(widths.size()),
+                           dtype,
+                           residual,
+                           activation,
+                           scale_map,
+                           clamp,
+                           widths.data(),
+                           at<int64_t>(degrees),
+                           at(parameters),
+                           at(condition),
+                           at(x),
+                           at(grad_x),
+                           at(grad_logdet),
+                           at(out_x),
+                           at(out_logdet),
+                           at(out_parameters),
+                           at(out_condition)};
   run(Entry, args, batch * features * kLong);
 }
 

@@ -12,6 +12,7 @@ namespace gmk {
 namespace GMK_ISA {
 namespace {
 
+using namespace autoregressive;
 using namespace wavenet;
 
 // Samples that go together: at most so many that rings and gates stay near a core, and at least so many, where the

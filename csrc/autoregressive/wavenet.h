@@ -6,13 +6,13 @@
 #include <vector>
 
 #include "gmk/abi.h"
-#include "product.h"
+#include "gmk/product.h"
 
 namespace gmk {
 namespace GMK_ISA {
 namespace wavenet {
 
-using namespace autoregressive;
+using namespace products;
 using Args = gmk_wavenet_args;
 
 template <class T> struct Layer {

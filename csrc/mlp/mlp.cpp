@@ -4,26 +4,26 @@
 #include <array>
 #include <memory>
 
-#include "../autoregressive/product.h"
 #include "../coupling/affine.h"
 #include "gmk/dispatch.h"
 #include "gmk/parallel.h"
+#include "gmk/product.h"
 #include "gmk/rows.h"
 
 namespace gmk {
 namespace GMK_ISA {
 namespace {
 
-using autoregressive::Arena;
-using autoregressive::kPacks;
-using autoregressive::kTile;
-using autoregressive::Matrix;
-using autoregressive::Piece;
-using autoregressive::product;
-using autoregressive::read;
-using autoregressive::round_up;
-template <class T> using Source = autoregressive::Input<T>;
-template <class T> using Target = autoregressive::Output<T>;
+using products::Arena;
+using products::kPacks;
+using products::kTile;
+using products::Matrix;
+using products::Piece;
+using products::product;
+using products::read;
+using products::round_up;
+template <class T> using Source = products::Input<T>;
+template <class T> using Target = products::Output<T>;
 using Args = gmk_mlp_args;
 
 constexpr int64_t kSmall =

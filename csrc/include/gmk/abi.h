@@ -180,13 +180,14 @@ typedef struct {
 GMK_API int gmk_wavenet_sample(const gmk_wavenet_args* args);
 
 typedef struct {
-  int64_t batch, features, layers; /* layers: how many places hidden units have */
+  int64_t batch, features, layers;                /* layers: how many places hidden units have */
   int32_t dtype, residual, activation, scale_map; /* float32 or float64 */
   double clamp;
-  const int64_t *widths, *degrees; /* (layers); of all hidden units, ascending in each place */
+  const int64_t *widths, *degrees;    /* (layers); of all hidden units, ascending in each place */
   const void *parameters, *condition; /* flat in their order; (batch, widths[0]), or NULL */
-  const void *x, *grad_x, *grad_logdet; /* (batch, features) to be inverted, or the solution; (batch, features); (batch) */
-  void *out_x, *out_logdet;             /* the solution, or the gradient by z; (batch) */
+  const void *x, *grad_x,
+      *grad_logdet;         /* (batch, features) to be inverted, or the solution; (batch, features); (batch) */
+  void *out_x, *out_logdet; /* the solution, or the gradient by z; (batch) */
   void *out_parameters, *out_condition; /* flat; (batch, widths[0]) */
 } gmk_made_args;
 

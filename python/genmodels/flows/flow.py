@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import gmkernels as gmk
 
 from ..data import Batch
+from ..model import Model
 from .adapters import FlowDistribution
 from .finite import finite_inverse
 from .fronts import Equalise, Whiten
@@ -19,7 +20,7 @@ from .transforms import Chain, Flatten, Inverted, Logit, Standardise, Transform
 _LN_2PI = math.log(2 * math.pi)
 
 
-class Flow(nn.Module):
+class Flow(Model):
     """A density built from a bijection to a standard normal.
 
     :meth:`forward` and :meth:`inverse` are the bijection, with its log-determinant. With ``levels``, samples are images
@@ -48,19 +49,6 @@ class Flow(nn.Module):
         self.features = math.prod(shape)
         self._target: Callable[[Tensor], Tensor] | None = None
         self._warmup = 0
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    def _key(self, key: Tensor | int | None) -> Tensor:
-        if isinstance(key, int):
-            return gmk.random.key(seed=key, device=self.device)
-        return gmk.random.key(device=self.device) if key is None else key.to(self.device)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, *, key: Tensor | int | None = 0) -> None:
@@ -115,7 +103,7 @@ class Flow(nn.Module):
         """Integers to reals in (0, 1): ``(x + u) / levels`` with ``u`` uniform."""
         if self.levels is None:
             raise TypeError(f"this flow takes real-valued samples, got {x.dtype}; give it levels= for integers")
-        u = gmk.random.uniform(self._key(key), x.shape, dtype=torch.promote_types(self.dtype, torch.float32))
+        u = gmk.random.uniform(self.key(key), x.shape, dtype=torch.promote_types(self.dtype, torch.float32))
         return (x + u) / self.levels
 
     def quantise(self, x: Tensor) -> Tensor:
@@ -150,7 +138,7 @@ class Flow(nn.Module):
             NonFiniteError: a sample is NaN or infinite; it names the layer that made it so.
         """
         lead = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-        z = gmk.random.normal(self._key(key), (math.prod(lead), self.features), dtype=self.dtype)
+        z = gmk.random.normal(self.key(key), (math.prod(lead), self.features), dtype=self.dtype)
         x, logdet = finite_inverse(self, z, context)
         return x.reshape(*lead, *self.shape), (self._prior(z) - logdet).reshape(lead)
 
@@ -168,7 +156,7 @@ class Flow(nn.Module):
         ``temperature`` scales the latent's deviation: below 1 the samples are likelier and less varied.
         """
         lead = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-        z = gmk.random.normal(self._key(key), (math.prod(lead), self.features), dtype=self.dtype)
+        z = gmk.random.normal(self.key(key), (math.prod(lead), self.features), dtype=self.dtype)
         return self.decode(temperature * z, context).reshape(*lead, *self.shape)
 
     @torch.no_grad()
@@ -191,7 +179,7 @@ class Flow(nn.Module):
         With several ``draws`` of the noise the bound is tighter: ``log mean_k exp(log p_k)``, the importance-weighted
         bound of Burda et al. 2016, section 3. For real-valued samples, bits per dimension of the density.
         """
-        seeds = self._key(key)
+        seeds = self.key(key)
         each = [self.log_prob(x, context, key=seeds + torch.tensor([0, k], device=seeds.device)) for k in range(draws)]
         return -(torch.stack(each).logsumexp(0) - math.log(draws)) / (self.features * math.log(2))
 

@@ -46,7 +46,7 @@ class Gaussian(Flow):
         assert isinstance(self.transform, Chain)
         *first, last = self.transform.steps
         assert isinstance(last, Whiten)
-        seeds = self._key(key)
+        seeds = self.key(key)
         draws = range(1 if x.is_floating_point() else self.draws)
         parts = [x if x.is_floating_point() else self.dequantise(x, seeds + torch.tensor([0, i + 1])) for i in draws]
         every = torch.cat(parts).to(self.device)

@@ -14,6 +14,7 @@ import gmkernels as gmk
 
 from ...data import Batch
 from ...errors import GenmodelsError
+from ...model import Model
 from .bands import BandEnergies
 from .network import DOUBLING, Stack
 from .wavenet import WaveNet
@@ -22,7 +23,7 @@ Noise = Literal["gaussian", "logistic"]
 _LEAST_LOG_SCALE = -7.0
 
 
-class ParallelWaveNet(nn.Module):
+class ParallelWaveNet(Model):
     """Sound out of noise, all samples at once (van den Oord et al., "Parallel WaveNet", 2017, section 4).
 
     A flow is ``x_t = z_t exp(s_t) + m_t``, where ``s_t`` and ``m_t`` see ``z`` before t. All flows together are of that form,
@@ -74,21 +75,11 @@ class ParallelWaveNet(nn.Module):
         # In a list: the teacher is no part of this model, its weights stay out of checkpoints and optimizers.
         self._teacher: list[WaveNet] = []
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
     # Samples.
 
     def draw_noise(self, shape: Sequence[int], key: Tensor | int | None = None, *, first: int = 0) -> Tensor:
         """Standard normal, or standard logistic, numbers."""
-        if not isinstance(key, Tensor):
-            key = gmk.random.key(device=self.device) if key is None else gmk.random.key(seed=key, device=self.device)
-        key = key.to(self.device)
+        key = self.key(key)
         if self.noise == "gaussian":
             return gmk.random.normal(key, tuple(shape), first=first, dtype=self.dtype)
         return torch.logit(gmk.random.uniform(key, tuple(shape), first=first, dtype=torch.float64)).to(self.dtype)

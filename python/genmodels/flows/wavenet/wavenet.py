@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import gmkernels as gmk
 
 from ...data import Batch
 from ...errors import GenmodelsError
+from ...model import Model
 from .bands import BandEnergies
 from .heads import KINDS, Head, Kind
 from .network import DOUBLING, Stack
@@ -22,7 +23,7 @@ Method = Literal["cached", "naive"]
 OnChunk = Callable[[int, Tensor], object]
 
 
-class WaveNet(nn.Module):
+class WaveNet(Model):
     """``p(x) = product over t of p(x_t | x_1 .. x_(t-1))`` (van den Oord et al., "WaveNet", 2016, equation 1).
 
     Args:
@@ -67,20 +68,6 @@ class WaveNet(nn.Module):
         if bands is not None:
             channels["local"] = bands.count
         self.network = Stack(levels if one_hot else 1, self.head.outputs, dilations, **channels)
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.output.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.network.output.weight.dtype
-
-    def key(self, key: Tensor | int | None = None) -> Tensor:
-        """A key on this model's device: the one given, of a seed, or a fresh one."""
-        if isinstance(key, int):
-            return gmk.random.key(seed=key, device=self.device)
-        return gmk.random.key(device=self.device) if key is None else key.to(self.device)
 
     def samples(self, x: Tensor) -> Tensor:
         """Samples as the law has them: levels, or real numbers.

@@ -12,7 +12,7 @@
 
 namespace gmk {
 namespace GMK_ISA {
-namespace autoregressive {
+namespace products {
 
 // Packs of outputs, and vectors, that a tile computes together, as registers allow: their sums, the weights and a
 // factor. (Larger ones are no faster: with AVX-512 these reach nine tenths of what the processor can multiply.)
@@ -219,6 +219,6 @@ template <class T> GMK_OUTLINE void product(const Matrix<T>& w, const Positive<T
   });
 }
 
-}  // namespace autoregressive
+}  // namespace products
 }  // namespace GMK_ISA
 }  // namespace gmk
