@@ -146,8 +146,9 @@ def _first_line(documented: Any) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows) + 2
     for name, text in rows:
-        print(f"{name:<18}{text}")
+        print(f"{name:<{width}}{text}")
 
 
 def _train(args: list[str]) -> int:
