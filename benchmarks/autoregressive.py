@@ -27,6 +27,7 @@ import gmkernels as gmk
 from gmkernels.ops.autoregressive import cached, reference
 from gmkernels.ops.autoregressive.network import HEADS, Network
 
+from . import wavenet
 from .case import Built, Case, Inputs, Program, Provider, Setting, backend_of
 
 SIDE, DRAWN, BAND, LOOKED_AT = 28, 16, 1e-5, 8
@@ -172,4 +173,4 @@ def _case(name: str, batch: int) -> Case:
     )
 
 
-CASES = tuple(_case(name, batch) for name in NETWORKS for batch in (1, 64))
+CASES = (*(_case(name, batch) for name in NETWORKS for batch in (1, 64)), *wavenet.CASES)

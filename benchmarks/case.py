@@ -20,7 +20,8 @@ from torch import Tensor
 import gmkernels as gmk
 
 FAMILIES = (
-    "coupling", "minibatch", "gaussian", "vae", "flows", "masked_conv", "gibbs", "autoregressive", "random", "overhead",
+    "coupling", "minibatch", "gaussian", "vae", "flows", "realnvp", "masked_conv", "gibbs", "autoregressive", "made",
+    "random", "overhead",
 )  # fmt: skip
 MODES = ("fwd", "fwd+bwd", "inverse", "sample", "step")
 

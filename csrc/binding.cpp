@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
+#include <tuple>
 
 #include "gmk/dispatch.h"
 #include "gmk/parallel.h"
@@ -89,6 +91,33 @@ void likelihood(const py::tuple& size, py::handle location, py::handle logvar, p
       z,        rows(location),   rows(logvar),   rows(x), rows(weight),  rows(v_location), rows(v_logvar),
       at(grad), at(out_location), at(out_logvar), at(out), location_dtype};
   run(Entry, args, z.batch * z.outer * z.inner);
+}
+
+using Coupling = std::tuple<int64_t, int64_t, int, bool, double, Address, Address>;
+
+template <int (*Entry)(const gmk_mlp_args*)>
+void mlp(int64_t batch, const std::vector<int64_t>& widths, int dtype, int activation, Address x, int64_t x_step,
+         Address grad, int64_t grad_step, const std::vector<Address>& parameters, Address out, Address hidden,
+         Address out_x, const std::vector<Address>& out_parameters, const std::optional<Coupling>& coupling) {
+  gmk_mlp_args args{};
+  args.batch = batch, args.layers = int64_t(widths.size()) - 1;
+  int64_t work = 0;
+  for (int64_t l = 0; l <= args.layers; ++l) args.widths[l] = widths[l];
+  args.dtype = dtype, args.activation = activation;
+  args.x = at(x), args.x_step = x_step, args.grad = at(grad), args.grad_step = grad_step;
+  args.out = at(out), args.hidden = at(hidden), args.out_x = at(out_x);
+  for (int64_t l = 0; l < args.layers; ++l) {
+    args.weight[l] = at(parameters[2 * l]), args.bias[l] = at(parameters[2 * l + 1]);
+    if (!out_parameters.empty())
+      args.out_weight[l] = at(out_parameters[2 * l]), args.out_bias[l] = at(out_parameters[2 * l + 1]);
+    work += batch * widths[l] * widths[l + 1];
+  }
+  if (coupling) {
+    Address grad_logdet, out_logdet;
+    std::tie(args.features, args.split, args.scale_map, args.inverse, args.clamp, grad_logdet, out_logdet) = *coupling;
+    args.grad_logdet = at(grad_logdet), args.out_logdet = at(out_logdet);
+  }
+  run(Entry, args, work);
 }
 
 // 0, or GMK_BAD_VALUES.
@@ -224,6 +253,82 @@ int64_t pixelcnn(const std::array<int64_t, 4>& shape, const std::array<int64_t, 
   return state_bytes;
 }
 
+// (batch, time, inputs, residual, gate, skip, hidden, outputs, first_kernel, kernel, local_channels); as pixelcnn().
+int64_t wavenet(const std::array<int64_t, 11>& sizes, const std::vector<int64_t>& dilations, int64_t first, int dtype,
+                int head, int levels, double temperature, const std::array<Address, 7>& in, const Triple& times,
+                int64_t state_bytes, Address out) {
+  const auto [batch, time, inputs, residual, gate, skip, hidden, outputs, first_kernel, kernel, local_channels] = sizes;
+  const auto [parameters, values, condition, local, local_weight, key, state] = in;
+  const gmk_wavenet_args args{batch,
+                              time,
+                              inputs,
+                              residual,
+                              gate,
+                              skip,
+                              hidden,
+                              outputs,
+                              first_kernel,
+                              kernel,
+                              int64_t(dilations.size()),
+                              local_channels,
+                              first,
+                              dtype,
+                              head,
+                              levels,
+                              temperature,
+                              dilations.data(),
+                              at(parameters),
+                              at(values),
+                              at(condition),
+                              at(local),
+                              at(local_weight),
+                              at<int64_t>(key),
+                              times[0],
+                              times[1],
+                              times[2],
+                              at(state),
+                              &state_bytes,
+                              at(out)};
+  run(gmk_wavenet_sample, args, state ? kLong : 0);
+  return state_bytes;
+}
+
+template <int (*Entry)(const gmk_masked_linear_args*)>
+void masked(int64_t outputs, const py::tuple& size, py::handle x, py::handle grad, Address weight, Address bias,
+            Address seen, bool relu, Address out, Address out_weight, Address out_bias) {
+  const gmk_sizes z = sizes(size);
+  const gmk_masked_linear_args args{z.batch,  z.inner,           outputs, rows(x), rows(grad),     at(weight),
+                                    at(bias), at<int64_t>(seen), relu,    at(out), at(out_weight), at(out_bias)};
+  run(Entry, args, z.batch * z.inner * outputs);
+}
+
+template <int (*Entry)(const gmk_made_args*)>
+void invert_made(int64_t batch, int64_t features, const std::vector<int64_t>& widths, int dtype, bool residual,
+                 int activation, int scale_map, double clamp, Address degrees, Address parameters, Address condition,
+                 Address x, Address grad_x, Address grad_logdet, Address out_x, Address out_logdet,
+                 Address out_parameters, Address out_condition) {
+  const gmk_made_args args{batch,
+                           features,
+                           int64_t(widths.size()),
+                           dtype,
+                           residual,
+                           activation,
+                           scale_map,
+                           clamp,
+                           widths.data(),
+                           at<int64_t>(degrees),
+                           at(parameters),
+                           at(condition),
+                           at(x),
+                           at(grad_x),
+                           at(grad_logdet),
+                           at(out_x),
+                           at(out_logdet),
+                           at(out_parameters),
+                           at(out_condition)};
+  run(Entry, args, batch * features * kLong);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -264,7 +369,17 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("hopfield_recall", boltzmann<gmk_hopfield_recall>);
   m.def("ais_log_z", anneal);
 
+  m.def("mlp", mlp<gmk_mlp>);
+  m.def("mlp_backward", mlp<gmk_mlp_backward>);
+
   m.def("pixelcnn_sample", pixelcnn);
+
+  m.def("made_inverse", invert_made<gmk_made_inverse>);
+  m.def("made_inverse_backward", invert_made<gmk_made_inverse_backward>);
+
+  m.def("masked_linear", masked<gmk_masked_linear>);
+  m.def("masked_linear_backward", masked<gmk_masked_linear_backward>);
+  m.def("wavenet_sample", wavenet);
 
   m.def("random_bits", [](Address out, int64_t count, int64_t start, uint64_t seed, uint64_t offset) {
     random<gmk_random_bits>(out, 0, 0, count, start, seed, offset);

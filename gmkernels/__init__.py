@@ -3,7 +3,7 @@
 from . import nn, random
 from .core.backends import BackendError, use_backend
 from .core.doors import backend_for
-from .ops.autoregressive import gated_pixelcnn_sample, pixelcnn_sample
+from .ops.autoregressive import gated_pixelcnn_sample, made_inverse, pixelcnn_sample, wavenet_sample
 from .ops.coupling import affine_coupling, planar_flow
 from .ops.gaussian import bernoulli_log_likelihood, gaussian_log_likelihood, gaussian_log_prob, reparameterize_kl
 from .ops.gibbs import (
@@ -17,13 +17,16 @@ from .ops.gibbs import (
     rbm_sample_visible,
 )
 from .ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
+from .ops.masked_linear import masked_linear
 from .ops.minibatch import minibatch_discrimination
+from .ops.mlp import affine_coupling_mlp, mlp
 from .version import __version__
 
 __all__ = [
     "BackendError",
     "__version__",
     "affine_coupling",
+    "affine_coupling_mlp",
     "ais_log_z",
     "backend_for",
     "bernoulli_log_likelihood",
@@ -35,8 +38,11 @@ __all__ = [
     "gated_pixelcnn_sample",
     "gated_activation",
     "hopfield_recall",
+    "made_inverse",
     "masked_conv2d",
+    "masked_linear",
     "minibatch_discrimination",
+    "mlp",
     "nn",
     "pixelcnn_sample",
     "planar_flow",
@@ -47,4 +53,5 @@ __all__ = [
     "rbm_sample_visible",
     "reparameterize_kl",
     "use_backend",
+    "wavenet_sample",
 ]

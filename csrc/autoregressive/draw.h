@@ -7,11 +7,13 @@
 
 #include "gmk/abi.h"
 #include "gmk/philox.h"
-#include "product.h"
+#include "gmk/product.h"
 
 namespace gmk {
 namespace GMK_ISA {
 namespace autoregressive {
+
+using namespace products;
 
 enum Head { kBernoulli = 0, kCategorical = 1, kMixture = 2 };
 

@@ -5,11 +5,13 @@
 #include <vector>
 
 #include "gmk/abi.h"
-#include "product.h"
+#include "gmk/product.h"
 
 namespace gmk {
 namespace GMK_ISA {
 namespace autoregressive {
+
+using namespace products;
 
 using Args = gmk_pixelcnn_args;
 

@@ -52,14 +52,22 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: tuple[Operator, Callable[..., Any], tuple[Any, ...], str], *tensors: Any) -> Any:
         ctx.call = call
-        ctx.save_for_backward(*tensors)
-        return call[1](*tensors, *call[2])
+        found = call[1](*tensors, *call[2])
+        if call[0].keeps_outputs:
+            ctx.save_for_backward(*tensors, *found)
+            ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(*found[len(found) - call[0].internal :])
+        else:
+            ctx.save_for_backward(*tensors)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         op, _, constants, backend = ctx.call
         if op.vjp is None:
             raise NotImplementedError(f"{op.name} cannot be differentiated again: {op.family} is twice differentiable")
+        if op.keeps_outputs:
+            grads = op.filled(grads, ctx.saved_tensors[-len(grads) :])
         return (None, *op.vjp(ctx.needs_input_grad[1:], ctx.saved_tensors, (*constants, backend), grads))
 
 
@@ -78,6 +86,8 @@ class Operator:
         reference: the plain-PyTorch definition, with the same arguments as ``fake``; None for a derivative, whose
             backend was settled when its operator was called.
         backends: those that have a launcher.
+        keeps_outputs: hand the derivative the outputs too, after the tensor arguments. (There are two or more.)
+        internal: the last so many of these are there for the derivative only, and have no gradient themselves.
     """
 
     _MODULES = {"cpu": "native", "cuda": "native", "triton": "triton"}
@@ -89,8 +99,11 @@ class Operator:
         fake: Callable[..., Any],
         reference: Callable[..., Any] | None = None,
         backends: tuple[str, ...] = ("cpu", "triton"),
+        keeps_outputs: bool = False,
+        internal: int = 0,
     ) -> None:
         self.family, self.reference, self.backends = family, reference, backends
+        self.keeps_outputs, self.internal = keeps_outputs, internal
         self.name = schema[: schema.index("(")]
         heads = [part.split()[0] for part in schema[schema.index("(") + 1 : schema.index(")")].split(",")]
         self.tensors = sum(head in ("Tensor", "Tensor?") for head in heads)
@@ -109,11 +122,16 @@ class Operator:
     def derivative(self, vjp: Callable[..., Sequence[Tensor | None]]) -> Callable[..., Sequence[Tensor | None]]:
         """Decorator: register ``vjp(needs, saved, constants, grads) -> one gradient (or None) per tensor argument``.
 
-        ``saved`` are all tensor arguments and nothing else: an intermediate kept for backward would make double
-        backward silently wrong. ``constants`` are the other arguments, the backend last.
+        ``saved`` are all tensor arguments (and outputs, if it keeps them) and nothing else: an intermediate kept for
+        backward would make double backward silently wrong. ``constants`` are the other arguments, the backend last.
         """
         self.vjp = vjp
         return vjp
+
+    def filled(self, grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Gradients of the outputs, zeros where nothing depends on one."""
+        shown = zip(grads[: len(grads) - self.internal], outputs, strict=False)
+        return [torch.zeros_like(t) if g is None else g for g, t in shown]
 
     def launcher(self, backend: str) -> Callable[..., Any]:
         """The function that runs this operator on a backend, imported on first use."""

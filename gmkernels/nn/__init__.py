@@ -2,17 +2,25 @@
 
 from .coupling import AffineCoupling, PlanarFlow
 from .gaussian import Reparameterize
+from .made import MADE, MaskedAffineAutoregressive, MaskedLinear
 from .masked_conv import CausalConv1d, GatedActivation, MaskedConv2d
 from .minibatch import MinibatchDiscrimination
+from .mlp import MLP
 from .rbm import RBM
+from .reversible import Reversible
 
 __all__ = [
+    "MLP",
+    "MADE",
     "RBM",
     "AffineCoupling",
     "CausalConv1d",
     "GatedActivation",
+    "MaskedAffineAutoregressive",
     "MaskedConv2d",
+    "MaskedLinear",
     "MinibatchDiscrimination",
     "PlanarFlow",
     "Reparameterize",
+    "Reversible",
 ]

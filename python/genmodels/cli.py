@@ -122,16 +122,23 @@ def _named(args: list[str]) -> list[str]:
 
 
 def _list() -> int:
-    from .data import DENSITIES, IMAGES
+    from .data import DENSITIES, IMAGES, SOUNDS
 
     rows = [(f"  {name}", recipe_of(name).summary) for name in MODELS]
     print("models")
     _table(rows)
     print("data: images")
     _table([*((f"  {name}", _first_line(load)) for name, load in IMAGES.items()), ("  FOLDER", "pictures in a folder")])
-    print("data: densities of the plane")
-    _table([(f"  {name}", _first_line(density)) for name, density in DENSITIES.items()])
+    print("data: densities of the plane, and tables for flows")
+    _table([*((f"  {name}", _first_line(density)) for name, density in DENSITIES.items()), ("  TABLE.npy", _TABLE)])
+    print("data: sound")
+    _table(
+        [*((f"  {name}", _first_line(load)) for name, load in SOUNDS.items()), ("  FOLDER", "WAV files in a folder")]
+    )
     return 0
+
+
+_TABLE = "rows of numbers; or a folder with train.npy, valid.npy and test.npy"
 
 
 def _first_line(documented: Any) -> str:
@@ -139,8 +146,9 @@ def _first_line(documented: Any) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows) + 2
     for name, text in rows:
-        print(f"{name:<18}{text}")
+        print(f"{name:<{width}}{text}")
 
 
 def _train(args: list[str]) -> int:

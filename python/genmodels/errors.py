@@ -18,6 +18,10 @@ class CheckpointError(GenmodelsError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class NonFiniteError(GenmodelsError, ArithmeticError):
+    """Something that must be a number is NaN or infinite."""
+
+
 class MissingPackage(GenmodelsError, ImportError):
     """An optional package is not installed."""
 

@@ -68,7 +68,7 @@ def plane(
     """Heat maps (rows are y, upwards) and scatters of points (N, 2), side by side over one box."""
     figure, axes = _figure(3.4 * (len(panels) + len(points)), 3.6, ncols=len(panels) + len(points), squeeze=False)
     (left, right), (bottom, top) = box
-    brightest = max(float(panel.max()) for panel in panels.values())
+    brightest = max((float(panel.max()) for panel in panels.values()), default=1.0)
     for axis, (title, panel) in zip(axes[0], panels.items(), strict=False):
         colours = {"cmap": "magma", "vmin": 0, "vmax": brightest}
         axis.imshow(panel, origin="lower", extent=(left, right, bottom, top), aspect="auto", **colours)

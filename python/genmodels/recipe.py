@@ -29,7 +29,7 @@ class Recipe:
     """One line for ``genmodels list``."""
 
     data: str = "mnist5k"
-    """A data set of `genmodels list`, or a folder of pictures."""
+    """A data set of `genmodels list`, a folder of pictures, or a table (a .npy file, or a folder of three)."""
     image_size: int = 32
     """Edge of the images made from a folder."""
     image_channels: int = 3

@@ -9,6 +9,13 @@ from .recipe import Recipe
 
 MODELS: dict[str, str] = {
     "realnvp": "genmodels.flows.recipe:RealNVPRecipe",
+    "gaussian": "genmodels.flows.recipe:GaussianRecipe",
+    "planar": "genmodels.flows.recipe:PlanarRecipe",
+    "made": "genmodels.flows.recipe:MADERecipe",
+    "maf": "genmodels.flows.recipe:MAFRecipe",
+    "iaf": "genmodels.flows.recipe:IAFRecipe",
+    "wavenet": "genmodels.flows.wavenet.recipe:WaveNetRecipe",
+    "parallel-wavenet": "genmodels.flows.wavenet.recipe:ParallelWaveNetRecipe",
     "vae": "genmodels.vae.recipe:VAERecipe",
     "beta-vae": "genmodels.vae.recipe:BetaVAERecipe",
     "conditional-vae": "genmodels.vae.recipe:ConditionalVAERecipe",

@@ -6,6 +6,8 @@ from .chains import CHAINS
 from .convolution import CONVOLUTION
 from .gaussian import GAUSSIAN
 from .patch import Fault
+from .perceptron import PERCEPTRON
+from .wavenet import WAVENET
 
 _COUPLING, _PLANAR, _MINIBATCH, _RANDOM = "affine_coupling", "planar", "minibatch", "random"
 _ANY = "affine_coupling or planar or minibatch"
@@ -100,7 +102,7 @@ _KERNELS = [
     Fault("affine-logdet-sign", "csrc/coupling/affine.h", "inverse ? -k.a : k.a}", "k.a}", _COUPLING),
     Fault("affine-inverse-adds-shift", "csrc/coupling/affine.h", "inverse ? (x - t) * k.factor", "inverse ? (x + t) * k.factor",
           _COUPLING),
-    Fault("affine-gradient-beyond-clamp", "csrc/coupling/affine.h",
+    Fault("affine-gradient-beyond-clamp", "csrc/include/gmk/scale_map.h",
           "slope = pick(low, N(T(0)), pick(high, N(T(0)), N(T(1))));", "slope = N(T(1));", _COUPLING),
     Fault("affine-unfused", "csrc/coupling/affine.h", "fma(x, k.factor, t)", "x * k.factor + t", _COUPLING),
     Fault("affine-double-forgets-curvature", "csrc/include/gmk/dual.h",
@@ -154,4 +156,4 @@ _TRITON = [
           "tl.join(tl.join(a, b), tl.join(c, d))", _RANDOM, triton=True),
 ]  # fmt: skip
 
-FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS]
+FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS, *WAVENET, *PERCEPTRON]

@@ -41,6 +41,10 @@ def _large(row: OperatorRow) -> tuple[int, ...]:
         "causal_conv1d": (5, 19, 37, 401),
         "gated_activation": (5, 37, 13, 31),
         "pixelcnn_sample": (37, 13, 11),
+        "made_inverse": (131, 23),
+        "masked_linear": (131, 67, 101),
+        "mlp": (131, 67, 101, 35),
+        "affine_coupling_mlp": (131, 67, 101, 35),
     }.get(row.operator, (257, 1021))
 
 

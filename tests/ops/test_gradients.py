@@ -58,7 +58,7 @@ def test_third_derivative_is_right_or_raises(row: OperatorRow, backend: str) -> 
         torch.testing.assert_close(third, expected, rtol=width, atol=width * expected.abs().max().item())
     else:
         second, x = second_order(backend)
-        with pytest.raises(NotImplementedError, match=f"{row.operator}.* cannot be differentiated again"):
+        with pytest.raises(NotImplementedError, match="cannot be differentiated again"):
             torch.autograd.grad(second, x)
 
 

@@ -39,7 +39,7 @@ def test_the_row_reaches_every_derivative(row: OperatorRow, backend: str) -> Non
     family = {
         name for name in doors.OPERATORS if name.removesuffix("_backward").removesuffix("_double") == row.operator
     }
-    assert ran == family
+    assert family <= ran  # an operator made of others reaches theirs as well
 
 
 @params(dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16))

@@ -155,6 +155,47 @@ typedef struct {
 
 GMK_API int gmk_pixelcnn_sample(const gmk_pixelcnn_args* args);
 
+enum gmk_wavenet_head { GMK_WAVENET_CATEGORICAL = 0, GMK_WAVENET_MIXTURE = 1, GMK_WAVENET_GAUSSIAN = 2 };
+
+typedef struct {
+  int64_t batch, time, inputs, residual, gate, skip, hidden, outputs, first_kernel, kernel, layers, local_channels;
+  int64_t first;        /* logical number of the batch's first row */
+  int32_t dtype;        /* float32 or float64 */
+  int32_t head, levels; /* levels of a sample; 0 for real ones */
+  double temperature;
+  const int64_t* dilations;
+  const void* parameters;   /* weight and bias in turn: first; dilated, mix of every layer; head, output */
+  const void* values;       /* (levels): what the network sees of each, where inputs is 1 */
+  const void* condition;    /* (batch, layers, 2 gate), or NULL */
+  const void* local;        /* (batch, time, local_channels), or NULL */
+  const void* local_weight; /* (layers, 2 gate, local_channels), or NULL */
+  const int64_t* key;       /* (seed, offset) */
+  int64_t held;             /* samples that are given */
+  int64_t begin, end;       /* the times to go through: from 0, or on with the same state */
+  void* state;              /* *state_bytes of memory; NULL: only say how much is needed */
+  int64_t* state_bytes;
+  void* out; /* (batch, time): int64 levels, or real samples */
+} gmk_wavenet_args;
+
+GMK_API int gmk_wavenet_sample(const gmk_wavenet_args* args);
+
+typedef struct {
+  int64_t batch, features, layers;                /* layers: how many places hidden units have */
+  int32_t dtype, residual, activation, scale_map; /* float32 or float64 */
+  double clamp;
+  const int64_t *widths, *degrees;    /* (layers); of all hidden units, ascending in each place */
+  const void *parameters, *condition; /* flat in their order; (batch, widths[0]), or NULL */
+  const void *x, *grad_x,
+      *grad_logdet;         /* (batch, features) to be inverted, or the solution; (batch, features); (batch) */
+  void *out_x, *out_logdet; /* the solution, or the gradient by z; (batch) */
+  void *out_parameters, *out_condition; /* flat; (batch, widths[0]) */
+} gmk_made_args;
+
+enum gmk_made_activation { GMK_MADE_RELU = 0, GMK_MADE_TANH = 1 };
+
+GMK_API int gmk_made_inverse(const gmk_made_args* args);          /* -> out_x, out_logdet */
+GMK_API int gmk_made_inverse_backward(const gmk_made_args* args); /* -> out_x, out_parameters, out_condition */
+
 /* ---- random ------------------------------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -282,6 +323,47 @@ typedef struct {
 GMK_API int gmk_gated_activation(const gmk_gate_args* args);                 /* -> out */
 GMK_API int gmk_gated_activation_backward(const gmk_gate_args* args);        /* -> out_a, out_b */
 GMK_API int gmk_gated_activation_double_backward(const gmk_gate_args* args); /* -> out, out_a, out_b */
+
+/* ---- mlp --------------------------------------------------------------------------------------------------------- */
+
+enum gmk_activation { GMK_RELU = 0, GMK_SILU = 1, GMK_TANH_ACTIVATION = 2 };
+enum { GMK_MLP_LAYERS = 4 };
+
+/* A perceptron by itself, or (split != 0) as the conditioner of an affine coupling: then it reads the first split, or
+ * the last -split, of `features` numbers, and its output is log-scale and shift of the others. */
+typedef struct {
+  int64_t batch, layers, widths[GMK_MLP_LAYERS + 1]; /* widths[0] is the input's, widths[layers] the output's */
+  int32_t dtype, activation;
+  const void *x, *grad;                                                /* rows of contiguous numbers, */
+  int64_t x_step, grad_step;                                           /* so far apart */
+  const void *weight[GMK_MLP_LAYERS], *bias[GMK_MLP_LAYERS];           /* (out, in) contiguous; (out), or NULL */
+  void *out, *hidden;                                                  /* hidden: (batch, kept); see below */
+  void *out_x, *out_weight[GMK_MLP_LAYERS], *out_bias[GMK_MLP_LAYERS]; /* NULL: not needed */
+  int64_t features, split;
+  int32_t scale_map, inverse;
+  double clamp;
+  const void* grad_logdet; /* (batch) */
+  void* out_logdet;        /* (batch) */
+} gmk_mlp_args;
+
+/* hidden holds all hidden layers of a sample before activation, and for a coupling the output as well. */
+GMK_API int gmk_mlp(const gmk_mlp_args* args);          /* -> out, hidden, out_logdet */
+GMK_API int gmk_mlp_backward(const gmk_mlp_args* args); /* hidden -> out_x, out_weight, out_bias */
+
+/* ---- masked_linear ----------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  int64_t batch, inputs, outputs;
+  gmk_rows x, grad;            /* (batch, inputs), (batch, outputs) as `batch` and `inner` say; float32 or float64 */
+  const void *weight, *bias;   /* (outputs, inputs) contiguous; (outputs), or NULL */
+  const int64_t* seen;         /* (outputs): how many of the first inputs an output sees, 0 .. inputs */
+  int32_t relu;                /* take relu(x) in place of x */
+  void* out;                   /* (batch, outputs); or the gradient by x, NULL: not needed */
+  void *out_weight, *out_bias; /* likewise */
+} gmk_masked_linear_args;
+
+GMK_API int gmk_masked_linear(const gmk_masked_linear_args* args);          /* -> out */
+GMK_API int gmk_masked_linear_backward(const gmk_masked_linear_args* args); /* -> out, out_weight, out_bias */
 
 /* ---- the cores themselves ---------------------------------------------------------------------------------------- */
 

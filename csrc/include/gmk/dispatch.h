@@ -24,13 +24,20 @@
   X(gaussian_log_likelihood_double_backward, gmk_likelihood_args)  \
   X(conv_forward, gmk_conv_args)                                   \
   X(conv_backward, gmk_conv_args)                                  \
+  X(masked_linear, gmk_masked_linear_args)                         \
+  X(masked_linear_backward, gmk_masked_linear_args)                \
   X(gated_activation, gmk_gate_args)                               \
   X(gated_activation_backward, gmk_gate_args)                      \
   X(gated_activation_double_backward, gmk_gate_args)               \
   X(boltzmann_gibbs, gmk_boltzmann_args)                           \
   X(hopfield_recall, gmk_boltzmann_args)                           \
   X(ais_log_z, gmk_ais_args)                                       \
+  X(mlp, gmk_mlp_args)                                             \
+  X(mlp_backward, gmk_mlp_args)                                    \
   X(pixelcnn_sample, gmk_pixelcnn_args)                            \
+  X(wavenet_sample, gmk_wavenet_args)                              \
+  X(made_inverse, gmk_made_args)                                   \
+  X(made_inverse_backward, gmk_made_args)                          \
   X(random_bits, gmk_random_args)                                  \
   X(random_uniform, gmk_random_args)                               \
   X(random_normal, gmk_random_args)                                \

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from . import library, validation
+from .made import made_inverse
+from .wavenet import wavenet_sample
 
-__all__ = ["gated_pixelcnn_sample", "pixelcnn_sample"]
+__all__ = ["gated_pixelcnn_sample", "made_inverse", "pixelcnn_sample", "wavenet_sample"]
 
 OnRow = Callable[[int, Tensor], object]
 

@@ -10,7 +10,10 @@ from torch import Tensor
 from gmkernels.core.layout import address
 from gmkernels.core.native import DTYPES, cpu
 
+from .made_native import made_inverse as made_inverse
+from .made_native import made_inverse_backward as made_inverse_backward
 from .network import Network
+from .wavenet_native import wavenet_sample as wavenet_sample
 
 _core = cpu()
 

@@ -13,7 +13,7 @@ from . import (
     reference,
 )
 
-__all__ = ["affine_coupling", "planar_flow", "SCALE_MAPS"]
+__all__ = ["affine_coupling", "clamp_of", "planar_flow", "SCALE_MAPS"]
 
 SCALE_MAPS = tuple(reference.SCALE_MAPS)
 
@@ -73,11 +73,7 @@ def affine_coupling(
     """
     if not _fit(x, log_scale, shift):
         log_scale, shift = _fitted(x, log_scale, shift)
-    limit = reference.SCALE_MAPS.get(scale_map)
-    if limit is None:
-        checks.choice("affine_coupling", "scale_map", scale_map, SCALE_MAPS)
-    if clamp is not None:
-        limit = _clamp(scale_map, clamp)
+    limit = clamp_of("affine_coupling", scale_map, clamp)
     if mask is not None:
         mask = _mask(mask, x)
     return library.affine_coupling(x, log_scale, shift, mask, scale_map, limit, inverse, backend)
@@ -120,11 +116,17 @@ def _expand(name: str, value: Tensor, x: Tensor) -> Tensor:
         ) from None
 
 
-def _clamp(scale_map: str, clamp: float) -> float:
+def clamp_of(op: str, scale_map: str, clamp: float | None) -> float:
+    """The constant of a scale map: the one given, or its default."""
+    limit = reference.SCALE_MAPS.get(scale_map)
+    if limit is None:
+        checks.choice(op, "scale_map", scale_map, SCALE_MAPS)
+    if clamp is None:
+        return limit  # type: ignore[return-value]
     zero_allowed = scale_map in ("sigmoid", "reciprocal_sigmoid")
     if not (clamp > 0 or zero_allowed and clamp == 0):
         bound = "0 or more" if zero_allowed else "positive"
-        raise ValueError(f"affine_coupling: clamp of {scale_map!r} must be {bound}, got {clamp!r}")
+        raise ValueError(f"{op}: clamp of {scale_map!r} must be {bound}, got {clamp!r}")
     return float(clamp)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import gmkernels as gmk
 
 from ..data import Batch
+from ..model import Model
 from .heads import KINDS, Head, Kind
 from .networks import Gated, Network, Plain
 
@@ -20,7 +21,7 @@ OnRow = Callable[[int, Tensor], object]
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
-class PixelModel(nn.Module):
+class PixelModel(Model):
     """What both models share: ``p(x) = product over pixels of p(x_i | x_1 .. x_i-1)`` in raster order.
 
     Images are integers ``0 .. levels - 1``. The channels of a pixel come one after another too: by masks in the network
@@ -75,20 +76,6 @@ class PixelModel(nn.Module):
         self.head = Head(head, channels, groups, levels, components)
         body = self.body(channels, width, tuple(kernels), groups, dropout)
         self.network = Network(body, hidden, self.head.outputs, groups, classes)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    def key(self, key: Tensor | int | None = None) -> Tensor:
-        """A key on this model's device: the one given, of a seed, or a fresh one."""
-        if isinstance(key, int):
-            return gmk.random.key(seed=key, device=self.device)
-        return gmk.random.key(device=self.device) if key is None else key.to(self.device)
 
     # What goes in.
 

@@ -33,6 +33,8 @@ class Density:
     box: tuple[tuple[float, float], tuple[float, float]]
     shape: tuple[int, ...] = (2,)
     nodes: int = 400
+    smooth: bool = True
+    """Whether the logarithm of the density has a gradient that leads to where its mass is."""
 
     def sample(self, n: int, key: Tensor, *, first: int = 0) -> Tensor:
         """``n`` exact samples (n, 2) in float32; rows ``first .. first + n`` of the endless table under ``key``."""
@@ -41,6 +43,13 @@ class Density:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of points (..., 2) in nats, normalised."""
         raise NotImplementedError
+
+    def potential(self, x: Tensor) -> Tensor:
+        """:meth:`log_prob`, but finite everywhere, so that a model's own samples can be pulled to where the mass is.
+
+        Where the density ends abruptly, a steep slope takes the place of the edge.
+        """
+        return self.log_prob(x)
 
     @functools.cached_property
     def entropy(self) -> float:
@@ -114,6 +123,20 @@ def _gaussians(u: Tensor) -> Tensor:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
 
 
+class StandardNormal(Density):
+    """The latents of a flow of the plane: two independent standard normal numbers."""
+
+    name = "normal"
+    box = ((-7.0, 7.0), (-7.0, 7.0))
+    entropy = 1.0 + _LN_2PI
+
+    def sample(self, n: int, key: Tensor, *, first: int = 0) -> Tensor:
+        return _gaussians(_uniforms(key, n, 2, first)).float()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return _normal_log_prob(x).sum(-1)
+
+
 class Banana(Density):
     """x2 ~ N(0, 4), x1 | x2 ~ N(x2**2 / 4, 1): Figure 1 of Papamakarios et al., "Masked autoregressive flow", 2017."""
 
@@ -135,6 +158,7 @@ class Checkerboard(Density):
     """Uniform on the eight dark squares of a 4 x 4 board with side 4."""
 
     name = "checkerboard"
+    smooth = False
     box = ((-2.0, 2.0), (-2.0, 2.0))
     entropy = math.log(8.0)
 
@@ -265,6 +289,7 @@ class _Wave(Density):
     """x1 uniform on (-4, 4), and x2 | x1 a mixture of Gaussians round waves: exact where the paper's U is left open."""
 
     box = ((-4.0, 4.0), (-6.0, 6.0))
+    slope = 0.1
 
     def branches(self, x1: Tensor) -> list[tuple[float, Tensor, float]]:
         """Weight, mean and standard deviation of each Gaussian of x2 | x1."""
@@ -282,10 +307,17 @@ class _Wave(Density):
         x2 = torch.stack([mean + std * e for _, mean, std in branches], 1)
         return torch.stack([x1, x2.gather(1, choice[:, None])[:, 0]], 1).float()
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def _unbounded(self, x: Tensor) -> Tensor:
         x1, x2 = x.unbind(-1)
         each = [math.log(weight) + _normal_log_prob(x2, mean, std) for weight, mean, std in self.branches(x1)]
-        return torch.where(x1.abs() < 4, torch.stack(each).logsumexp(0) - math.log(8.0), -math.inf)
+        return torch.stack(each).logsumexp(0) - math.log(8.0)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return torch.where(x[..., 0].abs() < 4, self._unbounded(x), -math.inf)
+
+    def potential(self, x: Tensor) -> Tensor:
+        beyond = (x[..., 0].abs() - 4 + self.slope).clamp(min=0)
+        return self._unbounded(x) - 0.5 * (beyond / self.slope) ** 2
 
 
 class Potential2(_Wave):

@@ -5,9 +5,13 @@ Each ends in a layer of zeros, so that a new flow is the identity and deep stack
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import gmkernels as gmk
 
 # Of the hidden units of a single input of mean 0 and deviation 1: how much steeper than PyTorch's, and where they bend.
 _STEEP, _REACH = 5.0, 3.0
@@ -20,7 +24,7 @@ def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
     return layer
 
 
-class MLP(nn.Module):
+class MLP(gmk.nn.MLP):
     """(B, inputs) and an optional context (B, contexts) to (B, outputs), through ``depth`` hidden layers of SiLU.
 
     ``dropout`` applies to the inputs and to every hidden layer. The hidden units of a single input start steep and
@@ -31,23 +35,15 @@ class MLP(nn.Module):
     def __init__(
         self, inputs: int, outputs: int, hidden: int, depth: int = 2, contexts: int = 0, dropout: float = 0.0
     ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        drop = [nn.Dropout(dropout)] if dropout else []
-        width = inputs + contexts
-        for _ in range(depth):
-            layers += [*drop, nn.Linear(width, hidden), nn.SiLU()]
-            width = hidden
-        self.net = nn.Sequential(*layers, *drop, _zeroed(nn.Linear(width, outputs)))
-        if inputs + contexts == 1:
-            first = next(layer for layer in layers if isinstance(layer, nn.Linear))
+        super().__init__(inputs + contexts, [hidden] * depth, outputs, activation="silu", dropout=dropout)
+        layers = cast(list[nn.Linear], list(self.layers))
+        first, last = layers[0], layers[-1]
+        if inputs + contexts == 1 and depth:
             with torch.no_grad():
                 first.weight.mul_(_STEEP)
                 bends = torch.empty_like(first.bias).uniform_(-_REACH, _REACH)
                 first.bias.copy_(-first.weight[:, 0] * bends)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.net(x if context is None else torch.cat([x, context], 1))
+        _zeroed(last)
 
 
 class ResNet(nn.Module):

@@ -1,25 +1,28 @@
-"""How to train, judge and draw a RealNVP."""
+"""The recipes of the flows: which options each has, and which defaults suit which data."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import pictures
-from ..data import BatchStream, Dataset, Density, ImageDataset
-from ..recipe import Recipe
-from ..training import Fit
+from ..data import Dataset, Density
+from ..errors import DataError
+from ..training import Fit, Result
+from ..training.checkpoint import save_step
+from ..training.log import Log
+from .autoregressive import IAF, MADE, MAF
+from .flow_recipe import FlowRecipe, VariationalRecipe
+from .gaussian import Gaussian
+from .planar import PlanarFlow
 from .realnvp import RealNVP
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealNVPRecipe(Recipe):
+class RealNVPRecipe(FlowRecipe):
     """RealNVP (Dinh et al. 2017): a normalising flow of affine couplings, for images and for densities of the plane.
 
     Options left at None depend on the data.
@@ -27,9 +30,6 @@ class RealNVPRecipe(Recipe):
 
     summary: ClassVar[str] = "normalising flow of affine couplings (Dinh et al. 2017), images and 2-D densities"
 
-    fit: Fit = field(default_factory=lambda: Fit(max_seconds=150.0, lr=1e-2, ema=0.995))
-    batch_size: int | None = None
-    """Left at None, 32 images or 512 points of a density."""
     couplings: int | None = None
     """Couplings of a vector (8); of an image, couplings of each kind and scale (3)."""
     widths: tuple[int, ...] | None = None
@@ -48,109 +48,162 @@ class RealNVPRecipe(Recipe):
     """A learned matrix after every second coupling of a vector. Left at None, for points of a density."""
     flat: bool = False
     """Treat an image as a vector of pixels."""
-    alpha: float | None = None
-    """Of the logit transform of images: a 40th of a grey level if not given. With the paper's 0.05 the background, a
-    few hundredths wide between inks that are six apart, has to be stretched before anything can be learnt."""
     scale_map: str = "soft_clip"
     """How a conditioner's output becomes a log-scale: see gmkernels.affine_coupling."""
     clamp: float = 5.0
     """Largest log-scale of a coupling."""
-    shift: int = 0
-    """Move training images by up to this many pixels each way."""
+    batch_norm: bool = False
+    """Normalise after every coupling by the statistics of the batch."""
+    reversible: bool = False
+    """Restore activations in backward: the memory of training hardly grows with depth, a step takes a third longer."""
 
-    def build(self, dataset: Dataset) -> RealNVP:
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> RealNVP:
         shape = dataset.shape
-        levels = dataset.levels if isinstance(dataset, ImageDataset) else None
-        image = levels is not None and not self.flat
-        model = RealNVP(
+        vector, scales = image["levels"] is None or self.flat, _scales(shape)
+        return RealNVP(
             shape,
-            levels=levels,
-            alpha=self.alpha if self.alpha is not None else 0.025 / (levels or 1),
-            couplings=self.couplings or (3 if image else 8),
-            widths=self.widths or (16, 32, 48)[: _scales(shape)],
+            **image,
+            couplings=self.couplings or (8 if vector else 3),
+            widths=self.widths or (16, 32, 48)[:scales],
             blocks=self.blocks,
-            linear=self.linear if self.linear is not None else levels is None,
+            linear=self.linear if self.linear is not None else len(shape) == 1,
             tail=self.tail if self.tail is not None else 6,
-            hidden=self.hidden or (64 if levels is None else 256),
+            hidden=self.hidden or (64 if len(shape) == 1 else 256),
             depth=self.depth,
             dropout=self.dropout,
             flat=self.flat,
             scale_map=self.scale_map,
             clamp=self.clamp,
+            batch_norm=self.batch_norm,
+            reversible=self.reversible,
         )
-        if isinstance(dataset, ImageDataset):
-            model.initialise(dataset.splits["train"].x[:4000])
-        else:
-            model.initialise(cast(Density, dataset).held_out())
-        return model
 
-    def batch(self, dataset: Dataset) -> int:
-        return self.batch_size or (32 if isinstance(dataset, ImageDataset) else 512)
 
-    def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
-        if isinstance(dataset, ImageDataset):
-            return dataset.stream(self.batch(dataset), seed=self.fit.seed, rank=rank, world=world, shift=self.shift)
-        return super().stream(dataset, rank=rank, world=world)
+@dataclass(frozen=True, kw_only=True)
+class GaussianRecipe(FlowRecipe):
+    """One Gaussian with a full covariance, fitted in closed form: what every flow should beat."""
 
-    def evaluate(self, model: nn.Module, dataset: Dataset, split: str) -> dict[str, float]:
-        assert isinstance(model, RealNVP)
-        model.eval()
-        if isinstance(dataset, ImageDataset):
-            parts = [
-                model.bits_per_dim(batch.x.to(model.device), key=torch.tensor([1, i]))
-                for i, batch in enumerate(dataset.batches(split))
-                # A validation in the middle of a run must not take a share of a short one.
-                if split == "test" or i < 4
-            ]
-            return {f"{split}_bits_per_dim": float(torch.cat(parts).mean())}
-        density = cast(Density, dataset)
-        x = density.held_out() if split == "test" else density.sample(4_000, torch.tensor([1, 2**62]))
-        with torch.no_grad():
-            nats = float(-torch.cat([model.log_prob(part.to(model.device)) for part in x.split(5_000)]).mean())
-        if split != "test":
-            return {f"{split}_nats": nats}
-        return {"test_nats": nats, "entropy_nats": density.entropy, "gap_nats": nats - density.entropy}
+    summary: ClassVar[str] = "one full-covariance Gaussian, the baseline of the flows; images, tables and 2-D densities"
 
-    def draw_samples(
-        self, model: nn.Module, dataset: Dataset, path: Path, *, n: int, seed: int, temperature: float
-    ) -> None:
-        assert isinstance(model, RealNVP)
-        model.eval()
-        samples = model.sample(n, key=seed, temperature=temperature).cpu()
-        note = "" if temperature == 1 else f", temperature {temperature:g}"
-        if isinstance(dataset, ImageDataset):
-            columns = max(1, round(math.sqrt(1.6 * n)))
-            pictures.grid(path, samples, columns=columns, levels=dataset.levels, title=f"samples{note}")
-            return
-        density = cast(Density, dataset)
-        box = _window(density.held_out(4000))
-        x, y = (torch.linspace(*side, 160) for side in box)
-        points = torch.cartesian_prod(y, x).flip(1)
-        with torch.no_grad():
-            learnt = model.log_prob(points.to(model.device)).exp().view(160, 160).cpu()
-        true = torch.cat([density.log_prob(part) for part in points.split(4000)]).exp().view(160, 160)
-        pictures.plane(path, {"density": true, "learnt density": learnt}, {f"samples{note}": samples}, box)
+    fit: Fit = field(default_factory=lambda: Fit(max_steps=1))
+    shrink: float = 0.01
+    """Share by which covariances are made smaller."""
 
-    def report(
-        self, model: nn.Module, dataset: Dataset, out: Path, log: Sequence[Mapping[str, Any]]
-    ) -> tuple[dict[str, float], list[Path]]:
-        assert isinstance(model, RealNVP)
-        figures = self.evaluate(model, dataset, "test")
-        names = ("samples.png", "interpolation.png", "loss.png")
-        samples, interpolation, loss = (out / name for name in names)
-        image = isinstance(dataset, ImageDataset)
-        self.draw_samples(model, dataset, samples, n=96 if image else 3000, seed=1, temperature=1.0)
-        if isinstance(dataset, ImageDataset):
-            between = model.interpolate(_corners(dataset).to(model.device), 9, key=2).flatten(0, 1).cpu()
-            pictures.grid(interpolation, between, columns=9, levels=dataset.levels, title="between four test images")
-            pictures.curves(loss, log, label="bits/dim")
-        else:
-            density = cast(Density, dataset)
-            x = density.held_out(4000)
-            between = model.interpolate(_spread(x).to(model.device), 13).cpu()
-            pictures.mesh(interpolation, between, x, "between four test points")
-            pictures.curves(loss, log, label="nats", floor=("entropy", density.entropy))
-        return figures, [samples, interpolation, loss]
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> Gaussian:
+        # It whitens by itself.
+        image = {name: value for name, value in image.items() if name != "whiten"}
+        return Gaussian(dataset.shape, shrink=self.shrink, **image)
+
+    def train(
+        self, model: nn.Module, dataset: Dataset, out: Path, *, rank: int, world: int, fingerprint: Mapping[str, Any]
+    ) -> Result:
+        """The fit is done by ``build``; what is left is to write the run down."""
+        if rank == 0:
+            tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+            save_step(out, 1, tensors, {"step": 1, "seconds": 0.0, "fingerprint": dict(fingerprint), "world": world})
+            log = Log(out, bar=False)
+            log.write("evaluate", 1, {"seconds": 0.0, **self.evaluate(model, dataset, "valid")})
+            log.close()
+        return Result(1, 0.0, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanarRecipe(VariationalRecipe):
+    """Planar flow (Rezende and Mohamed 2015), for densities of the plane: trained by reverse KL unless told otherwise."""
+
+    summary: ClassVar[str] = "planar normalising flow (Rezende and Mohamed 2015), 2-D densities by reverse KL"
+
+    data: str = "potential1"
+    """A density of `genmodels list`."""
+    fit: Fit = field(default_factory=lambda: Fit(max_seconds=150.0, max_steps=9000, lr=1e-2, ema=0.995))
+    flows: int = 32
+    """Planar steps."""
+
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> PlanarFlow:
+        if len(dataset.shape) != 1:
+            raise DataError(f"a planar flow is of vectors, and {dataset.name!r} has samples of shape {dataset.shape}")
+        return PlanarFlow(dataset.shape[0], self.flows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveRecipe(FlowRecipe):
+    """What MADE, MAF and IAF share. Options left at None depend on the data."""
+
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden layers of each network (64 64; of an image 512)."""
+    residual: bool = False
+    """Residual blocks: of the stream and of the inside of each block."""
+    activation: Literal["relu", "tanh"] = "relu"
+    scale_map: str = "soft_clip"
+    """How a network's output becomes a log-scale: see gmkernels.affine_coupling."""
+    clamp: float = 5.0
+    """Largest log-scale of a layer."""
+
+    def options(self, dataset: Dataset, image: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "hidden": self.hidden or ((64, 64) if len(dataset.shape) == 1 else (512,)),
+            "residual": self.residual,
+            "activation": self.activation,
+            "scale_map": self.scale_map,
+            "clamp": self.clamp,
+            **image,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MADERecipe(AutoregressiveRecipe):
+    """MADE (Germain et al. 2015) as a density: every feature Gaussian given those before it."""
+
+    summary: ClassVar[str] = "one masked autoregressive layer (Germain et al. 2015), images, tables and 2-D densities"
+
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> MADE:
+        return MADE(dataset.shape, **self.options(dataset, image))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackRecipe(AutoregressiveRecipe):
+    """What MAF and IAF share."""
+
+    layers: int | None = None
+    """Autoregressive layers (8; of an image 5)."""
+    permutation: Literal["reverse", "random", "linear"] | None = None
+    """Between layers: linear is a learned matrix. Left at None, linear for points of a density, else reverse."""
+    batch_norm: bool = False
+    """Normalise between layers by the batch's statistics."""
+
+    def options(self, dataset: Dataset, image: dict[str, Any]) -> dict[str, Any]:
+        plane = isinstance(dataset, Density)
+        return super().options(dataset, image) | {
+            "layers": self.layers or (8 if len(dataset.shape) == 1 else 5),
+            "permutation": self.permutation or ("linear" if plane else "reverse"),
+            "batch_norm": self.batch_norm,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAFRecipe(StackRecipe):
+    """Masked autoregressive flow (Papamakarios et al. 2017): fast densities, sequential samples."""
+
+    summary: ClassVar[str] = "masked autoregressive flow (Papamakarios et al. 2017), images, tables and 2-D densities"
+
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> MAF:
+        return MAF(dataset.shape, **self.options(dataset, image))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IAFRecipe(StackRecipe, VariationalRecipe):
+    """Inverse autoregressive flow (Kingma et al. 2016): fast samples, sequential densities of given data.
+
+    Trained by likelihood unless told otherwise, through the sequential direction.
+    """
+
+    summary: ClassVar[str] = "inverse autoregressive flow (Kingma et al. 2016), images, tables and 2-D densities"
+
+    def from_samples(self, dataset: Dataset) -> bool:
+        return self.objective != "reverse-kl"
+
+    def flow(self, dataset: Dataset, image: dict[str, Any]) -> IAF:
+        return IAF(dataset.shape, **self.options(dataset, image))
 
 
 def _scales(shape: tuple[int, ...]) -> int:
@@ -159,26 +212,3 @@ def _scales(shape: tuple[int, ...]) -> int:
     while scales < 3 and edges and all(edge % 2 == 0 and edge >= 14 for edge in edges):
         scales, edges = scales + 1, tuple(edge // 2 for edge in edges)
     return scales
-
-
-def _corners(dataset: ImageDataset) -> Tensor:
-    """Four test images, of different classes where there are labels."""
-    x, y = dataset.splits["test"]
-    if y is None or len(y.unique()) < 4:
-        return x[:4]
-    labels = y.unique()
-    return torch.stack([x[y == labels[i * len(labels) // 4]][1] for i in range(4)])
-
-
-def _spread(x: Tensor) -> Tensor:
-    """Four points far from each other, found one by one."""
-    chosen = [x[x.sub(x.mean(0)).norm(dim=1).argmax()]]
-    while len(chosen) < 4:
-        chosen.append(x[torch.cdist(x, torch.stack(chosen)).min(1).values.argmax()])
-    return torch.stack(chosen)
-
-
-def _window(x: Tensor) -> list[tuple[float, float]]:
-    low, high = x.min(0).values, x.max(0).values
-    margin = 0.08 * (high - low)
-    return [(float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True)]

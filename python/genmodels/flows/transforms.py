@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +29,20 @@ def no_change(x: Tensor) -> Tensor:
 
 
 class Chain(Transform):
-    """Steps one after another; their log-determinants add up."""
+    """Steps one after another; their log-determinants add up.
 
-    def __init__(self, steps: Sequence[nn.Module]) -> None:
+    With ``reversible`` runs of steps restore their activations in backward (:class:`gmkernels.nn.Reversible`): memory in
+    training hardly grows with their number, and a training step takes about a third longer.
+    """
+
+    def __init__(self, steps: Sequence[nn.Module], *, reversible: bool = False) -> None:
         super().__init__()
         self.steps = nn.ModuleList(steps)
+        self.runs = tuple(_runs(steps)) if reversible else tuple(steps)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         total = no_change(x)
-        for step in self.steps:
+        for step in self.runs:
             x, logdet = step(x, context)
             total = total + logdet
         return x, total
@@ -47,6 +53,15 @@ class Chain(Transform):
             z, logdet = step.inverse(z, context)  # type: ignore[operator]
             total = total + logdet
         return z, total
+
+
+def _runs(steps: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """Steps between those that have a chain of their own inside, which takes care of itself."""
+    for nested, run in itertools.groupby(steps, lambda step: isinstance(step, FactorOut)):
+        if nested:
+            yield from run
+        else:
+            yield gmk.nn.Reversible(run)
 
 
 class Logit(Transform):
@@ -96,16 +111,103 @@ class Standardise(Transform):
         return gmk.affine_coupling(z, self.log_scale, self.shift, inverse=True)
 
 
+class BatchNorm(Transform):
+    """``z = (x - m) / sqrt(v + eps) * exp(log_gamma) + beta`` with the statistics of each feature, for images of each channel.
+
+    ``log |det| = n sum(log_gamma - log(v + eps) / 2)`` over the features, ``n`` positions each (Dinh et al. 2017,
+    section 3.7; Papamakarios et al. 2017, section 3.4). In training ``m`` and ``v`` are mean and variance of the batch, and
+    running averages follow them by ``momentum``; in evaluation ``m`` and ``v`` are these averages. :meth:`inverse` always
+    uses the averages: what a batch in training did cannot be undone without that batch.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, features: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        if features < 1 or not 0 < momentum <= 1 or eps <= 0:
+            raise ValueError(
+                f"BatchNorm: features and eps must be positive, momentum in (0, 1], got {features}, {eps!r}, {momentum!r}"
+            )
+        self.momentum, self.eps = momentum, eps
+        self.log_gamma = nn.Parameter(torch.zeros(features))
+        self.beta = nn.Parameter(torch.zeros(features))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+        self.used: tuple[Tensor, ...] = ()
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if len(x) < 2:
+            raise ValueError(f"BatchNorm: statistics need a batch of 2 samples or more in training, got {len(x)}")
+        variance, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
+        return mean, variance
+
+    def _affine(self, x: Tensor, moments: tuple[Tensor, ...], inverse: bool = False) -> tuple[Tensor, Tensor]:
+        features = (-1, *[1] * (x.dim() - 2))
+        mean, variance = moments
+        centre, shift = mean.view(features), self.beta.view(features)
+        log_scale = (self.log_gamma - 0.5 * (variance + self.eps).log()).view(features)
+        if inverse:
+            y, logdet = gmk.affine_coupling(x, log_scale, shift, inverse=True)
+            return y + centre, logdet
+        return gmk.affine_coupling(x - centre, log_scale, shift)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            self.used = ()
+            return self._affine(x, (self.mean, self.variance))
+        mean, variance = self._moments(x)
+        with torch.no_grad():
+            self.mean.lerp_(mean.to(self.mean), self.momentum)
+            self.variance.lerp_(variance.to(self.variance), self.momentum)
+        self.used = (mean.detach(), variance.detach())
+        return self._affine(x, (mean, variance))
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._affine(z, (self.mean, self.variance), inverse=True)
+
+    def replay(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`forward`, once more for the same batch: the running averages have seen it."""
+        return self._affine(x, self._moments(x) if self.training else (self.mean, self.variance))
+
+    def undo(self, z: Tensor, used: tuple[Tensor, ...], context: Tensor | None = None) -> Tensor:
+        """The batch that :meth:`forward` has normalised with the statistics ``used``."""
+        return self._affine(z, used or (self.mean, self.variance), inverse=True)[0]
+
+
+class Inverted(Transform):
+    """Another transform the other way round, sharing its weights."""
+
+    def __init__(self, inner: Transform) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inner.inverse(x, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.inner(z, context)
+
+
 class Permute(Transform):
-    """A fixed permutation of the features, drawn under a seed, kept with the weights."""
+    """``z_i = x_order[i]``: a fixed permutation of the features, kept with the weights.
+
+    Args:
+        features: how many.
+        seed: under which the permutation is drawn, if ``order`` is not given.
+        order: int64 (features,), each of ``0 .. features - 1`` once.
+    """
 
     order: Tensor
     back: Tensor
 
-    def __init__(self, features: int, seed: int) -> None:
+    def __init__(self, features: int, seed: int = 0, order: Tensor | None = None) -> None:
         super().__init__()
-        order = gmk.random.bits(gmk.random.key(seed=seed), features).argsort(stable=True)
-        self.register_buffer("order", order)
+        if order is None:
+            order = gmk.random.bits(gmk.random.key(seed=seed), features).argsort(stable=True)
+        elif order.dtype != torch.int64 or sorted(order.tolist()) != list(range(features)):
+            raise ValueError(f"Permute: order must be a permutation of 0 .. {features - 1} in int64, got {order}")
+        self.register_buffer("order", order.clone())
         self.register_buffer("back", order.argsort())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -119,7 +221,8 @@ class Linear(Transform):
     """``z = W x`` with a learned square matrix, the invertible linear map of Kingma and Dhariwal ("Glow", 2018, section
     3.2) on vectors; ``log |det W|``.
 
-    It starts as a rotation: of the plane by 45 degrees, else a random one drawn under ``seed``.
+    It starts as a rotation: of the plane by 45 degrees, else a random one drawn under ``seed``. Under autocast it keeps
+    its precision: a product in half precision could not be undone.
     """
 
     def __init__(self, features: int, seed: int = 0) -> None:
@@ -135,7 +238,8 @@ class Linear(Transform):
         return torch.linalg.slogdet(self.weight.to(wide)).logabsdet.expand(len(x))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x @ self.weight.t(), self._logdet(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ self.weight.t().to(x), self._logdet(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return torch.linalg.solve(self.weight.t(), z, left=False), -self._logdet(z)

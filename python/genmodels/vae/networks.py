@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gmkernels as gmk
+
 Network = Literal["mlp", "conv"]
 Shape = tuple[int, int, int]
 
@@ -47,6 +49,14 @@ def _layers(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*steps)
 
 
+def _through(first: Joint, rest: nn.Sequential, x: Tensor, y: Tensor | None) -> Tensor:
+    """All layers; without classes, where the kernels are the faster way, in one call."""
+    if first.classes is not None or not x.is_cpu or torch.is_autocast_enabled("cpu") or len(rest) > 6:
+        return rest(first(x, y))
+    linear = [first.linear, *(layer for layer in rest if isinstance(layer, nn.Linear))]
+    return gmk.mlp(x, [layer.weight for layer in linear], [layer.bias for layer in linear])
+
+
 def _quarter(shape: Shape) -> tuple[int, int]:
     if shape[1] % 4 or shape[2] % 4:
         raise ValueError(
@@ -77,7 +87,7 @@ class Encoder(nn.Module):
         self.first, self.rest = Joint(features, widths[0], classes), _layers(widths)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.rest(self.first(self.trunk(x), y))
+        return _through(self.first, self.rest, self.trunk(x), y)
 
     def every(self, x: Tensor) -> Tensor:
         """``x`` with every class: (B, classes, outputs)."""
@@ -103,7 +113,7 @@ class Decoder(nn.Module):
         self.first, self.rest = Joint(latents, widths[0], classes), _layers(widths)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.head(self.rest(self.first(z, y)))
+        return self.head(_through(self.first, self.rest, z, y))
 
     def every(self, z: Tensor) -> Tensor:
         """``z`` (B, classes, latents), one for each class, to (B, classes, *shape)."""

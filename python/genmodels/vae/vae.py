@@ -14,6 +14,7 @@ import gmkernels as gmk
 from ..data import Batch
 from ..errors import GenmodelsError
 from ..masks import random_masks
+from ..model import Model
 from .beta import Beta
 from .networks import Decoder, Encoder, Network
 
@@ -50,7 +51,7 @@ def finite(*terms: Tensor) -> bool:
     return math.isfinite(float(sum(term.detach().sum() for term in terms)))
 
 
-class VAE(nn.Module):
+class VAE(Model):
     """Variational autoencoder (Kingma and Welling, "Auto-encoding variational Bayes", 2014).
 
     Latents have a standard normal prior and a diagonal normal posterior, so that with one draw of ``z``
@@ -125,20 +126,6 @@ class VAE(nn.Module):
         if likelihood == "gaussian":
             self.pixel_logvar = nn.Parameter(torch.tensor(-2.0))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def device(self) -> torch.device:
-        return self.updates.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    def key(self, key: Tensor | int | None = None) -> Tensor:
-        """A key on this model's device: the one given, of a seed, or a fresh one."""
-        if isinstance(key, int):
-            return gmk.random.key(seed=key, device=self.device)
-        return gmk.random.key(device=self.device) if key is None else key.to(self.device)
 
     # What goes in.
 

@@ -12,7 +12,7 @@
 
 namespace gmk {
 namespace GMK_ISA {
-namespace autoregressive {
+namespace products {
 
 // Packs of outputs, and vectors, that a tile computes together, as registers allow: their sums, the weights and a
 // factor. (Larger ones are no faster: with AVX-512 these reach nine tenths of what the processor can multiply.)
@@ -116,6 +116,9 @@ GMK_INLINE void tile(const Input<T>& in, int64_t first, const T* w, const Output
   for (int p = 0; p < in.count; ++p) {
     const T* x = in.pieces[p].at + first * in.step;
     for (int64_t k = 0; k < in.pieces[p].count; ++k, ++x, w += V * kLanes) {
+      // One vector alone waits for weights from a far cache, and what the processor fetches of itself ends with a page.
+      if constexpr (M == 1)
+        for (int v = 0; v < V; ++v) __builtin_prefetch(w + 16 * V * kLanes + v * kLanes);
       pack<T> column[V];
       for (int v = 0; v < V; ++v) column[v] = read(w + v * kLanes);
       for (int m = 0; m < M; ++m) {
@@ -216,6 +219,6 @@ template <class T> GMK_OUTLINE void product(const Matrix<T>& w, const Positive<T
   });
 }
 
-}  // namespace autoregressive
+}  // namespace products
 }  // namespace GMK_ISA
 }  // namespace gmk

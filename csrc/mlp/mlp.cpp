@@ -1,0 +1,420 @@
+// Whole multilayer perceptrons, by themselves or as conditioners of couplings: one call forward, one backward. Between
+// layers nothing leaves the cache, and threads meet once, where weights have been packed (backward a second time,
+// before the sums over the batch).
+#include <array>
+#include <memory>
+
+#include "../coupling/affine.h"
+#include "gmk/dispatch.h"
+#include "gmk/parallel.h"
+#include "gmk/product.h"
+#include "gmk/rows.h"
+
+namespace gmk {
+namespace GMK_ISA {
+namespace {
+
+using products::Arena;
+using products::kPacks;
+using products::kTile;
+using products::Matrix;
+using products::Piece;
+using products::product;
+using products::read;
+using products::round_up;
+template <class T> using Source = products::Input<T>;
+template <class T> using Target = products::Output<T>;
+using Args = gmk_mlp_args;
+
+constexpr int64_t kSmall =
+    1 << 14;  // elements to pack, or multiplications: with fewer, threads cost more than they save
+
+// Memory that a thread keeps from call to call, because fresh memory costs a page fault for every page.
+class Scratch {
+  static constexpr int64_t kKept = int64_t(16) << 20;
+  std::unique_ptr<char[]> memory;
+  int64_t size = 0;
+
+ public:
+  char* of(int64_t bytes) {
+    if (bytes > size) memory.reset(), memory.reset(new char[bytes]), size = bytes;
+    return memory.get();
+  }
+  void shrink() {
+    if (size > kKept) memory.reset(), size = 0;
+  }
+};
+
+template <class T, int kind> struct Activation {
+  using P = pack<T>;
+  static GMK_INLINE P value(const P& a) {
+    if constexpr (kind == GMK_RELU) return select(a <= P(T(0)), P(T(0)), a);
+    if constexpr (kind == GMK_SILU) return a * sigmoid(a);
+    return tanh(a);
+  }
+  static GMK_INLINE P slope(const P& a, const P& h) {
+    if constexpr (kind == GMK_RELU) return select(a <= P(T(0)), P(T(0)), P(T(1)));
+    if constexpr (kind == GMK_SILU) {
+      const P s = sigmoid(a);
+      return fma(h, P(T(1)) - s, s);  // s + a s (1 - s)
+    }
+    return fma(-h, h, P(T(1)));
+  }
+};
+
+// f(packs read, lanes, offset) over n numbers
+template <class F> GMK_INLINE void walk(int64_t n, const F& f) {
+  for (int64_t i = 0; i < n; i += kLanes) f(i, int(std::min<int64_t>(kLanes, n - i)));
+}
+template <class T> GMK_INLINE pack<T> get(const T* p, int lanes) {
+  return lanes == kLanes ? read(p) : load_n(p, lanes);
+}
+template <class T> GMK_INLINE void put(T* p, int lanes, const pack<T>& v) {
+  if (lanes == kLanes)
+    store(p, v);
+  else
+    store_n(p, v, lanes);
+}
+
+// One strip of packed weights: columns o of W, or rows of W if `natural`, as Matrix has them.
+template <class T>
+void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, int64_t inputs, bool natural) {
+  const int64_t real = std::min(width, outputs - o);
+  if (natural) {  // W is (inputs, outputs) here
+    for (int64_t i = 0; i < inputs; ++i, to += width) {
+      std::memcpy(to, w + i * outputs + o, size_t(real) * sizeof(T));
+      std::fill(to + real, to + width, T(0));
+    }
+    return;
+  }
+  for (int64_t begin = 0; begin < inputs; begin += kLanes) {
+    const int64_t end = std::min<int64_t>(begin + kLanes, inputs);
+    for (int64_t r = 0; r < width; ++r) {
+      const T* row = w + (o + r) * inputs;
+      for (int64_t i = begin; i < end; ++i) to[i * width + r] = r < real ? row[i] : T(0);
+    }
+  }
+}
+
+// The affine transformation of a sample's numbers, given log-scales s and shifts t.
+template <class T> struct Couple {
+  // x -> y; returns the log-determinant
+  T (*forward)(const T* x, const T* s, const T* t, int64_t n, T c, bool inverse, T* y);
+  // the gradient g of y and l of the log-determinant -> that of x (if wanted), and those of s and t
+  void (*backward)(const T* g, T l, const T* x, const T* s, const T* t, int64_t n, T c, bool inverse, T* dx, T* ds,
+                   T* dt);
+};
+
+template <class T, int Map> struct CoupleBy {
+  using P = pack<T>;
+
+  static T forward(const T* x, const T* s, const T* t, int64_t n, T c, bool inverse, T* y) {
+    RowSum<T> logdet;
+    walk(n, [&](int64_t i, int lanes) {
+      const Forward<P> f = affine_forward<Map>(get(x + i, lanes), get(s + i, lanes), get(t + i, lanes), c, inverse);
+      put(y + i, lanes, f.y);
+      logdet.add(int(i / kLanes % GMK_ISA::kPacks), lanes, f.a);
+    });
+    return logdet.total();
+  }
+  static void backward(const T* g, T l, const T* x, const T* s, const T* t, int64_t n, T c, bool inverse, T* dx, T* ds,
+                       T* dt) {
+    walk(n, [&](int64_t i, int lanes) {
+      const P gi = get(g + i, lanes);
+      const Backward<P> r =
+          affine_backward<Map>(gi, P(l), get(x + i, lanes), get(s + i, lanes), get(t + i, lanes), c, inverse);
+      if (dx) put(dx + i, lanes, r.x);
+      put(ds + i, lanes, r.s);
+      put(dt + i, lanes, inverse ? -r.x : gi);
+    });
+  }
+};
+
+template <class T> Couple<T> couple_by(int32_t map) {
+  switch (map) {
+#define GMK_MAP(M) \
+  case M: return {CoupleBy<T, M>::forward, CoupleBy<T, M>::backward};
+    GMK_MAP(GMK_EXP)
+    GMK_MAP(GMK_TANH)
+    GMK_MAP(GMK_ATAN)
+    GMK_MAP(GMK_SIGMOID)
+    GMK_MAP(GMK_RECIPROCAL_SIGMOID)
+    GMK_MAP(GMK_SOFTPLUS)
+    GMK_MAP(GMK_SOFT_CLIP)
+#undef GMK_MAP
+    default: return {};
+  }
+}
+
+template <class T, int kind> struct Mlp {
+  using P = pack<T>;
+  using A = Activation<T, kind>;
+  const Args& a;
+  std::array<int64_t, GMK_MLP_LAYERS + 1> offset{};  // of a layer's output among what is kept of a sample
+  int64_t hidden = 0;                                // how much that is
+  Couple<T> couple{};
+  const T* input;                            // what the perceptron reads
+  int64_t kept = 0, changed = 0, count = 0;  // of a coupling: where both parts begin, and how many numbers change
+
+  explicit Mlp(const Args& args) : a(args), input(static_cast<const T*>(args.x)) {
+    for (int64_t l = 1; l < a.layers + (a.split ? 1 : 0); ++l) offset[l] = hidden, hidden += a.widths[l];
+    if (!a.split) return;
+    couple = couple_by<T>(a.scale_map);
+    count = a.widths[a.layers] / 2;
+    a.split > 0 ? changed = a.split : kept = count;
+    input += kept;
+  }
+  const T* weight(int64_t l) const { return static_cast<const T*>(a.weight[l]); }
+  int64_t work() const {
+    int64_t sum = 0;
+    for (int64_t l = 0; l < a.layers; ++l) sum += a.widths[l] * a.widths[l + 1];
+    return sum;
+  }
+
+  // Weights of the layers in turn; the product takes a sample from width to width, backwards if `natural`.
+  std::array<Matrix<T>, GMK_MLP_LAYERS> matrices(Arena& arena, bool natural) const {
+    std::array<Matrix<T>, GMK_MLP_LAYERS> w;
+    for (int64_t l = 0; l < a.layers; ++l)
+      w[l] = natural ? Matrix<T>(arena, a.widths[l], a.widths[l + 1]) : Matrix<T>(arena, a.widths[l + 1], a.widths[l]);
+    return w;
+  }
+  void pack_all(std::array<Matrix<T>, GMK_MLP_LAYERS>& w, bool natural, bool first) const {
+    struct Strip {
+      int64_t layer, o, width;
+      T* to;
+    };
+    std::vector<Strip> todo;
+    for (int64_t l = first ? 0 : 1; l < a.layers; ++l) {
+      const T* bias = natural ? nullptr : static_cast<const T*>(a.bias[l]);
+      for (int64_t o = 0; o < w[l].outputs; ++o) w[l].bias[o] = bias ? bias[o] : T(0);
+      T* to = w[l].weight;
+      for (int64_t o = 0; o < w[l].outputs; o += kPacks<T> * kLanes) {
+        const int64_t width = std::min<int64_t>(kPacks<T> * kLanes, round_up(w[l].outputs - o, kLanes));
+        todo.push_back({l, o, width, to});
+        to += width * w[l].inputs;
+      }
+    }
+    parallel_for(
+        int64_t(todo.size()),
+        [&](int64_t i) {
+          const Strip& s = todo[i];
+          pack_strip(s.to, weight(s.layer), s.o, s.width, w[s.layer].outputs, w[s.layer].inputs, natural);
+        },
+        work() < kSmall ? int64_t(todo.size()) : 1);
+  }
+
+  // body(first row, rows) for shares of the batch
+  template <class Body> void each_share(const Body& body) const {
+    const int64_t tiles = (a.batch + kTile - 1) / kTile;
+    struct Shared {
+      const Body& body;
+      int64_t batch;
+    } shared{body, a.batch};
+    parallel_ranges(
+        tiles, a.batch * work() < kSmall ? tiles : 1,
+        [](int64_t begin, int64_t end, void* context) {
+          const auto& s = *static_cast<Shared*>(context);
+          const int64_t first = begin * kTile;
+          s.body(first, std::min(end * kTile, s.batch) - first);
+        },
+        &shared);
+  }
+
+  void forward() const {
+    thread_local Scratch mine;
+    Arena size(nullptr);
+    matrices(size, false);
+    Arena arena(mine.of(size.bytes()));
+    auto w = matrices(arena, false);
+    pack_all(w, false, true);
+    int64_t widest = 0;
+    for (int64_t l = 1; l < a.layers; ++l) widest = std::max(widest, a.widths[l]);
+    each_share([&](int64_t first, int64_t rows) {
+      thread_local Scratch own;
+      T* active = reinterpret_cast<T*>(own.of((rows * widest + kLanes) * int64_t(sizeof(T))));
+      Piece<T> piece{input + first * a.x_step, a.widths[0]};
+      int64_t step = a.x_step;
+      for (int64_t l = 0; l < a.layers; ++l) {
+        const bool last = l + 1 == a.layers, outside = last && !a.split;
+        const int64_t width = a.widths[l + 1], to_step = outside ? width : hidden;
+        T* to = outside ? static_cast<T*>(a.out) + first * width
+                        : static_cast<T*>(a.hidden) + first * hidden + offset[l + 1];
+        product(w[l], Source<T>{&piece, 1, step}, rows, Target<T>{w[l].bias, 0, to, to_step});
+        if (last) break;
+        for (int64_t b = 0; b < rows; ++b)
+          walk(width, [&](int64_t i, int lanes) {
+            put(active + b * width + i, lanes, A::value(get(to + b * to_step + i, lanes)));
+          });
+        piece = {active, width}, step = width;
+      }
+      if (a.split) transform(first, rows);
+      own.shrink();
+    });
+    mine.shrink();
+  }
+
+  // The coupling itself, for some samples.
+  void transform(int64_t first, int64_t rows) const {
+    const T c = scale_constant<T>(a.scale_map, a.clamp);
+    for (int64_t b = first; b < first + rows; ++b) {
+      const T* x = static_cast<const T*>(a.x) + b * a.x_step;
+      const T* s = static_cast<const T*>(a.hidden) + b * hidden + offset[a.layers];
+      T* y = static_cast<T*>(a.out) + b * a.features;
+      std::copy_n(x + kept, a.widths[0], y + kept);
+      static_cast<T*>(a.out_logdet)[b] =
+          couple.forward(x + changed, s, s + count, count, c, a.inverse != 0, y + changed);
+    }
+  }
+  // Its gradients: by log-scale and shift into `slopes`, by what it transforms into out_x.
+  void transform_backward(int64_t first, int64_t rows, T* slopes) const {
+    const T c = scale_constant<T>(a.scale_map, a.clamp);
+    for (int64_t b = first; b < first + rows; ++b) {
+      const T* x = static_cast<const T*>(a.x) + b * a.x_step;
+      const T* s = static_cast<const T*>(a.hidden) + b * hidden + offset[a.layers];
+      T* ds = slopes + b * hidden + offset[a.layers];
+      couple.backward(static_cast<const T*>(a.grad) + b * a.grad_step + changed,
+                      static_cast<const T*>(a.grad_logdet)[b], x + changed, s, s + count, count, c, a.inverse != 0,
+                      a.out_x ? static_cast<T*>(a.out_x) + b * a.features + changed : nullptr, ds, ds + count);
+    }
+  }
+
+  // sums over the batch: out[m][i] = sum of g[b][m] h[b][i], for M rows and V packs, of which `lanes` numbers count
+  template <int M, int V>
+  GMK_INLINE void outer(const T* g, int64_t g_step, const T* h, int64_t h_step, int64_t left, T* out,
+                        int64_t out_step) const {
+    P sum[M][V];
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) sum[m][v] = P(T(0));
+    const int whole = int(std::min<int64_t>(V, left / kLanes)), rest = int(left - whole * kLanes);
+    for (int64_t b = 0; b < a.batch; ++b, g += g_step, h += h_step) {
+      P row[V];
+      if (whole == V)
+        for (int v = 0; v < V; ++v) row[v] = read(h + v * kLanes);
+      else
+        for (int v = 0; v < V; ++v)
+          row[v] = v < whole ? read(h + v * kLanes) : v == whole ? load_n(h + v * kLanes, rest) : P(T(0));
+      for (int m = 0; m < M; ++m) {
+        const P factor(g[m]);
+        for (int v = 0; v < V; ++v) sum[m][v] = fma(factor, row[v], sum[m][v]);
+      }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) {
+        T* to = out + m * out_step + v * kLanes;
+        if (v < whole)
+          store(to, sum[m][v]);
+        else if (v == whole && rest)
+          store_n(to, sum[m][v], rest);
+      }
+  }
+  template <int M>
+  GMK_INLINE void outer_rows(const T* g, int64_t g_step, const T* h, int64_t h_step, int64_t inputs, T* out) const {
+    int64_t i = 0;
+    for (; inputs - i > (kPacks<T> - 1) * kLanes; i += kPacks<T> * kLanes)
+      outer<M, kPacks<T>>(g, g_step, h + i, h_step, inputs - i, out + i, inputs);
+    for (; i < inputs; i += kLanes) outer<M, 1>(g, g_step, h + i, h_step, inputs - i, out + i, inputs);
+  }
+
+  void backward() const {
+    thread_local Scratch mine;
+    const int64_t stored = a.batch * hidden + kLanes;
+    const auto lay_out = [&](Arena& arena) { return std::pair(arena.take<T>(stored), arena.take<T>(stored)); };
+    Arena size(nullptr);
+    lay_out(size), matrices(size, true);
+    Arena arena(mine.of(size.bytes()));
+    const auto [active, slopes] = lay_out(arena);  // of every hidden number: its activation, and the gradient by it
+    auto w = matrices(arena, true);
+    pack_all(w, true, a.out_x != nullptr);
+    const T* grad = static_cast<const T*>(a.grad);
+    each_share([&, active = active, slopes = slopes](int64_t first, int64_t rows) {
+      if (a.split) transform_backward(first, rows, slopes);
+      for (int64_t l = a.layers - 1; l >= (a.out_x ? 0 : 1); --l) {
+        const bool outside = l + 1 == a.layers && !a.split;
+        const int64_t width = a.widths[l], from_step = outside ? a.grad_step : hidden;
+        const Piece<T> piece{outside ? grad + first * a.grad_step : slopes + first * hidden + offset[l + 1],
+                             a.widths[l + 1]};
+        const Source<T> from{&piece, 1, from_step};
+        if (l == 0) {
+          const int64_t step = a.split ? a.features : width;
+          Target<T> to{w[0].bias, 0, static_cast<T*>(a.out_x) + first * step + kept, step};
+          if (a.split) to.add = grad + first * a.grad_step + kept, to.add_step = a.grad_step;
+          product(w[0], from, rows, to);
+          break;
+        }
+        T* to = slopes + first * hidden + offset[l];
+        product(w[l], from, rows, Target<T>{w[l].bias, 0, to, hidden});
+        const T* before = static_cast<const T*>(a.hidden) + first * hidden + offset[l];
+        T* after = active + first * hidden + offset[l];
+        for (int64_t b = 0; b < rows; ++b)
+          walk(width, [&](int64_t i, int lanes) {
+            const int64_t at = b * hidden + i;
+            const P x = get(before + at, lanes), h = A::value(x);
+            put(after + at, lanes, h);
+            put(to + at, lanes, get(to + at, lanes) * A::slope(x, h));
+          });
+      }
+    });
+    sums(active, slopes);
+    mine.shrink();
+  }
+
+  // Gradients by weights and biases.
+  void sums(const T* active, const T* slopes) const {
+    constexpr int64_t kRows = 4;
+    struct Block {
+      int64_t layer, row;
+    };
+    std::vector<Block> todo;
+    for (int64_t l = 0; l < a.layers; ++l)
+      if (a.out_weight[l] || a.out_bias[l])
+        for (int64_t o = 0; o < a.widths[l + 1]; o += kLanes) todo.push_back({l, o});
+    parallel_for(
+        int64_t(todo.size()),
+        [&](int64_t t) {
+          const auto [l, row] = todo[t];
+          const bool outside = l + 1 == a.layers && !a.split;
+          const int64_t outputs = a.widths[l + 1], inputs = a.widths[l], end = std::min(row + kLanes, outputs);
+          const int64_t g_step = outside ? a.grad_step : hidden, h_step = l ? hidden : a.x_step;
+          const T* g = outside ? static_cast<const T*>(a.grad) : slopes + offset[l + 1];
+          const T* h = l ? active + offset[l] : input;
+          if (a.out_weight[l]) {
+            T* out = static_cast<T*>(a.out_weight[l]);
+            int64_t o = row;
+            for (; o + kRows <= end; o += kRows) outer_rows<kRows>(g + o, g_step, h, h_step, inputs, out + o * inputs);
+            for (; o < end; ++o) outer_rows<1>(g + o, g_step, h, h_step, inputs, out + o * inputs);
+          }
+          if (a.out_bias[l]) {
+            const int lanes = int(end - row);
+            P sum(T(0));
+            for (int64_t b = 0; b < a.batch; ++b) sum = sum + get(g + b * g_step + row, lanes);
+            put(static_cast<T*>(a.out_bias[l]) + row, lanes, sum);
+          }
+        },
+        a.batch * work() < kSmall ? int64_t(todo.size()) : 1);
+  }
+};
+
+template <class T, class F> void with_activation(const Args& a, const F& f) {
+  if (a.activation == GMK_RELU) return f(Mlp<T, GMK_RELU>(a));
+  if (a.activation == GMK_SILU) return f(Mlp<T, GMK_SILU>(a));
+  f(Mlp<T, GMK_TANH_ACTIVATION>(a));
+}
+template <class F> int with_type(const Args& a, const F& f) {
+  if (a.dtype == GMK_F32)
+    with_activation<float>(a, f);
+  else
+    with_activation<double>(a, f);
+  return 0;
+}
+
+}  // namespace
+
+int mlp(const Args& a) {
+  return with_type(a, [](const auto& net) { net.forward(); });
+}
+int mlp_backward(const Args& a) {
+  return with_type(a, [](const auto& net) { net.backward(); });
+}
+
+}  // namespace GMK_ISA
+}  // namespace gmk

@@ -1,0 +1,164 @@
+"""Whole multilayer perceptrons, such as condition couplings, encode and decode, or judge; and the coupling with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gmkernels.core import checks
+from gmkernels.ops.coupling import clamp_of
+
+from . import (
+    autograd,  # noqa: F401  (registers the derivatives)
+    library,
+    reference,
+)
+
+__all__ = ["affine_coupling_mlp", "mlp"]
+
+_NAMES = tuple(reference.ACTIVATIONS)
+
+
+def mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    activation: str = "relu",
+    backend: str = "auto",
+) -> Tensor:
+    """Linear layers with one activation between them, in one call and one autograd node.
+
+    ``h_0 = x``, ``a_l = weights[l] h_l + biases[l]``, ``h_(l+1) = activation(a_l)``, and the result is the last ``a``.
+    In small networks, such as condition flows, most of the time of layer after layer goes into calling them.
+
+    Args:
+        x: floating tensor (batch, inputs), any strides: the half of a coupling is read where it is.
+        weights: 1 to 4 tensors (outputs, inputs) in the dtype of ``x``, each with the last one's outputs as inputs.
+        biases: as many tensors (outputs) or Nones; None for no bias anywhere.
+        activation: ``relu``, ``silu`` (x sigmoid(x)) or ``tanh``.
+        backend: ``auto``, ``reference`` or ``cpu``.
+
+    Returns:
+        (batch, outputs) in the dtype of ``x``, contiguous.
+
+    Differentiable any number of times in all tensors; beyond the first derivative layer by layer. The C++ core keeps the
+    hidden layers before activation for backward, sums in float32 (float64 for float64) in one fixed order, and is
+    row-wise: a sample's result does not depend on the rest of the batch, nor do bits depend on threads or vector width.
+    Consumes no randomness. Non-finite values propagate as in PyTorch. Autocast changes nothing.
+
+    Raises:
+        TypeError: an argument is not a tensor or has an unsupported dtype, or dtypes differ.
+        ValueError: shapes, devices, or the number of layers do not fit, or the activation is unknown.
+        BackendError: an explicitly requested backend cannot run.
+    """
+    return library.mlp(x, *_checked("mlp", x, None, weights, biases, activation), activation, backend)[0]
+
+
+def affine_coupling_mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    split: int,
+    activation: str = "relu",
+    scale_map: str = "exp",
+    clamp: float | None = None,
+    inverse: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """A whole coupling layer of vectors, conditioner included, in one call and one autograd node.
+
+    One part of ``x`` passes through and, by :func:`mlp`, gives log-scale and shift (the two halves of its output) of the
+    affine transformation of the other part, which is that of :func:`affine_coupling` (Dinh et al., "Density
+    estimation using Real NVP", 2017, section 3).
+
+    Args:
+        x: floating tensor (batch, features), any strides.
+        weights, biases, activation: of the perceptron, as for :func:`mlp`. It takes ``|split|`` numbers to
+            ``2 * (features - |split|)``.
+        split: k > 0 lets the first k features pass, k < 0 the last |k|.
+        scale_map, clamp, inverse: as for :func:`affine_coupling`.
+        backend: ``auto``, ``reference`` or ``cpu``.
+
+    Returns:
+        ``y`` (batch, features) in the dtype of ``x``, and ``logdet`` (batch,) in float32, or float64 for float64.
+
+    Twice differentiable in all tensors. Everything else is as for :func:`mlp`.
+    """
+    op = "affine_coupling_mlp"
+    limit = clamp_of(op, scale_map, clamp)
+    if checks.tensor(op, "x", x).dim() != 2 or not 0 < abs(split) < x.shape[1]:
+        raise ValueError(
+            f"{op}: x must have shape (batch, features) and split must leave some features on both sides, got "
+            f"{tuple(x.shape)} and {split}"
+        )
+    parameters = _checked(op, x, abs(split), weights, biases, activation)
+    outputs, expected = weights[-1].shape[0], 2 * (x.shape[1] - abs(split))
+    if outputs != expected:
+        raise ValueError(f"{op}: the perceptron must give {expected} numbers (log-scale and shift), got {outputs}")
+    return library.affine_coupling_mlp(x, *parameters, split, activation, scale_map, limit, inverse, backend)[:2]
+
+
+def _checked(
+    op: str,
+    x: Tensor,
+    width: int | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    activation: str,
+) -> list[Tensor | None]:
+    """Weights and biases in turn, filled up with None, once all is found to fit. ``width``: how much of x is read."""
+    count = len(weights)
+    biases = (None,) * count if biases is None else biases
+    if not (1 <= count <= library.LAYERS and len(biases) == count):
+        raise ValueError(
+            f"{op}: expected 1 to {library.LAYERS} weights and as many biases, got {count} and {len(biases)}"
+        )
+    if activation not in _NAMES:
+        checks.choice(op, "activation", activation, _NAMES)
+    parameters: list[Tensor | None] = [t for pair in zip(weights, biases, strict=True) for t in pair]
+    if not _fit(x, width, parameters):
+        _explain(op, x if width is None else x[:, :width], weights, biases)
+    return parameters + [None] * (2 * (library.LAYERS - count))
+
+
+def _fit(x: Tensor, width: int | None, parameters: Sequence[Tensor | None]) -> bool:
+    """Whether nothing is wrong: the usual case, looked at in two microseconds."""
+    try:
+        dtype, on_cpu, (_, features) = x.dtype, x.is_cpu, x.shape
+        if dtype not in checks.FLOATING:
+            return False
+        width = features if width is None else width
+        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+            outputs, inputs = weight.shape  # type: ignore[union-attr]
+            if inputs != width or bias is not None and bias.shape != (outputs,):
+                return False
+            for t in (weight, bias):
+                if t is not None and (
+                    t.dtype is not dtype or t.is_cpu is not on_cpu or not on_cpu and t.device != x.device
+                ):
+                    return False
+            width = outputs
+    except (AttributeError, IndexError, ValueError):
+        return False
+    return True
+
+
+def _explain(op: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    """Raises the error that says what does not fit."""
+    named = {"x": x} | {f"weights[{i}]": w for i, w in enumerate(weights)}
+    named |= {f"biases[{i}]": b for i, b in enumerate(biases) if b is not None}
+    for name, value in named.items():
+        checks.floating(op, name, value)
+    checks.dims(op, "x", x, 2, "(batch, inputs)")
+    checks.same_dtype(op, **named)
+    checks.same_device(op, **named)
+    width = x.shape[1]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        checks.dims(op, f"weights[{i}]", weight, 2, "(outputs, inputs)")
+        checks.shape(op, f"weights[{i}]", weight, (weight.shape[0], width))
+        width = weight.shape[0]
+        if bias is not None:
+            checks.shape(op, f"biases[{i}]", bias, (width,))

@@ -1,0 +1,97 @@
+"""Schemas and fakes of the multilayer perceptron, by itself and in a coupling, and of the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gmkernels.core.doors import Operator
+from gmkernels.core.layout import contiguous_like
+
+from . import reference
+
+LAYERS = 4
+_PARAMETERS = ", ".join(f"Tensor{'?' if i > 1 else ''} weight{i}, Tensor? bias{i}" for i in range(1, LAYERS + 1))
+Parameters = Sequence[Tensor | None]
+_GRADIENTS = ", ".join(["Tensor"] * (1 + 2 * LAYERS))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+def outputs(x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    """Room for the output and, in float32 or wider, for what the hidden layers hold before activation."""
+    *hidden, last = (weight.shape[0] for weight in parameters[::2] if weight is not None)
+    return x.new_empty(x.shape[0], last), x.new_empty(x.shape[0], sum(hidden), dtype=_wide(x))
+
+
+def coupling_outputs(x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the output, the log-determinant, and all that the layers hold before activation."""
+    batch, wide, kept = x.shape[0], _wide(x), sum(weight.shape[0] for weight in parameters[::2] if weight is not None)
+    return contiguous_like(x), x.new_empty(batch, dtype=wide), x.new_empty(batch, kept, dtype=wide)
+
+
+def gradients(x: Tensor, parameters: Parameters, needs: int) -> tuple[Tensor, ...]:
+    """Room for the gradients by x and the parameters; empty for those whose bit of ``needs`` is not set."""
+    return tuple(
+        contiguous_like(t) if t is not None and needs >> i & 1 else x.new_empty(0)
+        for i, t in enumerate((x, *parameters))
+    )
+
+
+def _fake(x, *rest):  # type: ignore[no-untyped-def]
+    return outputs(x, rest[:-1])
+
+
+def _fake_backward(grad, hidden, x, *rest):  # type: ignore[no-untyped-def]
+    return gradients(x, rest[:-2], rest[-1])
+
+
+mlp = Operator(
+    "mlp",
+    f"mlp(Tensor x, {_PARAMETERS}, str activation, str backend) -> (Tensor, Tensor)",
+    _fake,
+    reference.mlp,
+    ("cpu",),
+    keeps_outputs=True,
+    internal=1,
+)
+mlp_backward = Operator(
+    "mlp",
+    f"mlp_backward(Tensor grad, Tensor hidden, Tensor x, {_PARAMETERS}, str activation, int needs, str backend)"
+    f" -> ({_GRADIENTS})",
+    _fake_backward,
+    backends=("cpu",),
+)
+
+
+_COUPLING = "int split, str activation, str scale_map, float clamp, bool inverse"
+
+
+def _fake_coupling(x, *rest):  # type: ignore[no-untyped-def]
+    return coupling_outputs(x, rest[:-5])
+
+
+def _fake_coupling_backward(grad, grad_logdet, hidden, x, *rest):  # type: ignore[no-untyped-def]
+    return gradients(x, rest[:-6], rest[-1])
+
+
+affine_coupling_mlp = Operator(
+    "mlp",
+    f"affine_coupling_mlp(Tensor x, {_PARAMETERS}, {_COUPLING}, str backend) -> (Tensor, Tensor, Tensor)",
+    _fake_coupling,
+    reference.affine_coupling_mlp,
+    ("cpu",),
+    keeps_outputs=True,
+    internal=1,
+)
+affine_coupling_mlp_backward = Operator(
+    "mlp",
+    f"affine_coupling_mlp_backward(Tensor grad, Tensor grad_logdet, Tensor hidden, Tensor x, {_PARAMETERS}, {_COUPLING},"
+    f" int needs, str backend) -> ({_GRADIENTS})",
+    _fake_coupling_backward,
+    backends=("cpu",),
+)

@@ -1,0 +1,110 @@
+"""Launchers of the C++ core: allocate the outputs, hand over addresses and strides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmkernels.core.layout import address
+from gmkernels.core.native import DTYPES, cpu
+
+from .library import coupling_outputs, gradients, outputs
+
+_core = cpu()
+_ACTIVATIONS = {"relu": 0, "silu": 1, "tanh": 2}
+_MAPS = {
+    name: i for i, name in enumerate(("exp", "tanh", "atan", "sigmoid", "reciprocal_sigmoid", "softplus", "soft_clip"))
+}
+Parameters = Sequence[Tensor | None]
+
+
+def _rows(t: Tensor) -> Tensor:
+    """Rows of numbers one after another, however far apart the rows are."""
+    return t if t.stride(1) == 1 or t.shape[1] < 2 else t.contiguous()
+
+
+def _half(t: Tensor) -> bool:
+    return t.dtype in (torch.float16, torch.bfloat16)
+
+
+def _lift(arguments: Sequence[Any]) -> list[Any]:
+    return [t.float() if isinstance(t, Tensor) else t for t in arguments]
+
+
+def _forward(
+    x: Tensor, first: int, parameters: Parameters, activation: str, y: Tensor, hidden: Tensor, coupling: Any
+) -> None:
+    """``first`` is the width that the first layer reads."""
+    if not y.numel() and not hidden.numel():
+        return
+    x, flat = _rows(x), [None if t is None else t.contiguous() for t in parameters]
+    widths = [first, *(w.shape[0] for w in flat[::2] if w is not None)]
+    _core.mlp(
+        x.shape[0], widths, DTYPES[x.dtype], _ACTIVATIONS[activation], x.data_ptr(), x.stride(0), 0, 0,
+        list(map(address, flat)), y.data_ptr(), hidden.data_ptr(), 0, [], coupling,
+    )  # fmt: skip
+
+
+def _backward(
+    grad: Tensor,
+    hidden: Tensor,
+    x: Tensor,
+    first: int,
+    parameters: Parameters,
+    activation: str,
+    needs: int,
+    coupling: Any,
+) -> tuple[Tensor, ...]:
+    found = gradients(x, parameters, needs)
+    grad, hidden, x = _rows(grad), hidden.contiguous(), _rows(x)
+    flat = [None if t is None else t.contiguous() for t in parameters]
+    widths = [first, *(w.shape[0] for w in flat[::2] if w is not None)]
+    by_x, *by_parameters = (t.data_ptr() if needs >> i & 1 and t.numel() else 0 for i, t in enumerate(found))
+    _core.mlp_backward(
+        x.shape[0], widths, DTYPES[x.dtype], _ACTIVATIONS[activation], x.data_ptr(), x.stride(0), grad.data_ptr(),
+        grad.stride(0), list(map(address, flat)), 0, hidden.data_ptr(), by_x, by_parameters, coupling,
+    )  # fmt: skip
+    return found
+
+
+def mlp(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    if _half(x):
+        y, hidden = mlp(*_lift((x, *rest)))
+        return y.to(x.dtype), hidden
+    *parameters, activation = rest
+    y, hidden = outputs(x, parameters)
+    _forward(x, x.shape[1], parameters, activation, y, hidden, None)
+    return y, hidden
+
+
+def mlp_backward(grad: Tensor, hidden: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    if _half(x):
+        return tuple(t.to(x.dtype) for t in mlp_backward(*_lift((grad, hidden, x, *rest))))
+    *parameters, activation, needs = rest
+    return _backward(grad, hidden, x, x.shape[1], parameters, activation, needs, None)
+
+
+def affine_coupling_mlp(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if _half(x):
+        y, logdet, hidden = affine_coupling_mlp(*_lift((x, *rest)))
+        return y.to(x.dtype), logdet, hidden
+    *parameters, split, activation, scale_map, clamp, inverse = rest
+    y, logdet, hidden = coupling_outputs(x, parameters)
+    if len(x):
+        coupling = (x.shape[1], split, _MAPS[scale_map], inverse, clamp, 0, logdet.data_ptr())
+        _forward(x, abs(split), parameters, activation, y, hidden, coupling)
+    return y, logdet, hidden
+
+
+def affine_coupling_mlp_backward(
+    grad: Tensor, grad_logdet: Tensor, hidden: Tensor, x: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    if _half(x):
+        return tuple(t.to(x.dtype) for t in affine_coupling_mlp_backward(*_lift((grad, grad_logdet, hidden, x, *rest))))
+    *parameters, split, activation, scale_map, clamp, inverse, needs = rest
+    grad_logdet = grad_logdet.contiguous()
+    coupling = (x.shape[1], split, _MAPS[scale_map], inverse, clamp, grad_logdet.data_ptr(), 0)
+    return _backward(grad, hidden, x, abs(split), parameters, activation, needs, coupling)

@@ -1,0 +1,43 @@
+"""The definition of the multilayer perceptron, by itself and as the conditioner of an affine coupling: plain PyTorch, any
+floating dtype, differentiable any number of times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gmkernels.core import product
+from gmkernels.ops.coupling.reference import affine_coupling
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "silu": F.silu, "tanh": torch.tanh}
+
+
+def layers(parameters: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of the layers that there are."""
+    pairs = zip(parameters[::2], parameters[1::2], strict=True)
+    return [(weight, bias) for weight, bias in pairs if weight is not None]
+
+
+def mlp(x: Tensor, *rest: Tensor | str | None) -> tuple[Tensor, Tensor]:
+    """The output, and the hidden layers' numbers before activation side by side."""
+    *parameters, activation = rest
+    hidden: list[Tensor] = []
+    for weight, bias in layers(parameters):  # type: ignore[arg-type]
+        x = product.linear(ACTIVATIONS[activation](hidden[-1]) if hidden else x, weight, bias)  # type: ignore[index]
+        hidden.append(x)
+    return x, torch.cat(hidden[:-1], 1) if len(hidden) > 1 else x[:, :0]
+
+
+def affine_coupling_mlp(x: Tensor, *rest: Tensor | str | int | float | bool | None) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the log-determinant, and all layers' numbers before activation."""
+    *parameters, split, activation, scale_map, clamp, inverse = rest
+    left, right = x.tensor_split((split,), dim=1)  # type: ignore[arg-type]
+    kept, changed = (left, right) if split > 0 else (right, left)  # type: ignore[operator]
+    params, hidden = mlp(kept, *parameters, activation)  # type: ignore[arg-type]
+    log_scale, shift = params.chunk(2, dim=1)
+    y, logdet = affine_coupling(changed, log_scale, shift, None, scale_map, clamp, inverse)  # type: ignore[arg-type]
+    whole = torch.cat((kept, y) if split > 0 else (y, kept), dim=1)  # type: ignore[operator]
+    return whole, logdet, torch.cat((hidden, params), 1)

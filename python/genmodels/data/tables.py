@@ -1,0 +1,107 @@
+"""Tables of numbers, one sample a row: NumPy files that the user has.
+
+The five tables that flows are compared on (POWER, GAS, HEPMASS, MINIBOONE and BSDS300 of the UCI and Berkeley archives, as
+Papamakarios et al., "Masked autoregressive flow", 2017, appendix D.3 prepares them) are not distributed here. Given
+as three files in a folder they are used as they are split; given as one file they are split and standardised here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import gmkernels as gmk
+
+from ..errors import DataError
+from .dataset import Batch, Shuffled
+
+_SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of real numbers in memory.
+
+    Attributes:
+        name: what it was loaded as.
+        splits: ``train``, ``valid`` and ``test``: float32 (N, D).
+    """
+
+    name: str
+    splits: dict[str, Batch]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.splits["train"].x.shape[1:])
+
+    def stream(self, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> Shuffled:
+        """Endless shuffled batches of the training rows."""
+        return Shuffled(self.splits["train"], batch_size, seed=seed, rank=rank, world=world)
+
+    def batches(self, split: str, batch_size: int = 4096) -> Iterator[Batch]:
+        """One pass over a split in its order."""
+        for part in self.splits[split].x.split(batch_size):
+            yield Batch(part)
+
+    def gaussian_nats(self, split: str) -> float:
+        """Negative log-likelihood of a split under a Gaussian with the training rows' mean and covariance, in nats."""
+        train, x = self.splits["train"].x.double(), self.splits[split].x.double()
+        normal = torch.distributions.MultivariateNormal(train.mean(0), torch.cov(train.t()))
+        return -float(normal.log_prob(x).mean())
+
+
+def is_table(path: str | os.PathLike[str]) -> bool:
+    """Whether a path looks like a table: a .npy file, or a folder with a training split in one."""
+    path = Path(path)
+    return path.suffix == ".npy" or (path / "train.npy").is_file()
+
+
+def table(path: str | os.PathLike[str]) -> Table:
+    """A table in a .npy file (N, D), split 80 / 10 / 10 % by Philox words under seed 0; or a folder with ``train.npy``,
+    ``valid.npy`` (or ``val.npy``) and ``test.npy``.
+
+    Raises:
+        DataError: a file is missing or is no table of finite numbers, or the widths of the splits differ.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        x = _read(path)
+        if len(x) < 10:
+            raise DataError(f"{path} has {len(x)} rows, expected at least 10")
+        order = gmk.random.bits(gmk.random.key(seed=0), len(x)).argsort(stable=True)
+        ends = [round(0.8 * len(x)), round(0.9 * len(x))]
+        parts = [x[rows] for rows in order.tensor_split(ends)]
+    else:
+        parts = [_read(_find(path, names)) for names in _SPLITS.values()]
+    if len(widths := {part.shape[1] for part in parts}) > 1:
+        raise DataError(f"the splits in {path} have different numbers of columns: {sorted(widths)}")
+    return Table(str(path), {name: Batch(part) for name, part in zip(_SPLITS, parts, strict=True)})
+
+
+def _find(folder: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (found := folder / f"{name}.npy").is_file():
+            return found
+    raise DataError(
+        f"{folder} has no {' or '.join(f'{name}.npy' for name in names)}; a table has train, valid and test"
+    )
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        x = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    if x.ndim != 2 or x.dtype.kind not in "fiu" or 0 in x.shape:
+        raise DataError(f"{path} holds {x.dtype} of shape {x.shape}, expected numbers (rows, columns)")
+    rows = torch.from_numpy(np.asarray(x, np.float32))
+    if not bool(rows.isfinite().all()):
+        bad = int((~rows.isfinite().all(1)).nonzero()[0])
+        raise DataError(f"{path}: row {bad} has a value that is not finite")
+    return rows

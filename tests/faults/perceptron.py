@@ -1,0 +1,31 @@
+"""Mistakes in perceptrons, in couplings with one inside, and in reversible chains."""
+
+from __future__ import annotations
+
+from .patch import Fault
+
+_MLP, _COUPLED, _REVERSIBLE = "mlp", "coupling_mlp", "reversible"
+_CORE, _OPS, _NN = "csrc/mlp/mlp.cpp", "gmkernels/ops/mlp/", "gmkernels/nn/"
+
+PERCEPTRON = [
+    Fault("silu-slope-without-its-second-part", _CORE, "return fma(h, P(T(1)) - s, s);", "return s;", _MLP),
+    Fault("last-batch-tile-left-out", _CORE, "const int64_t tiles = (a.batch + kTile - 1) / kTile;",
+          "const int64_t tiles = a.batch < kTile ? 1 : a.batch / kTile;", _MLP),
+    Fault("bias-gradient-of-one-sample", _CORE, "for (int64_t b = 0; b < a.batch; ++b) sum = sum + get(",
+          "for (int64_t b = 0; b < 1; ++b) sum = sum + get(", _MLP),
+    Fault("single-layer-forgets-the-weight-twice", _OPS + "autograd.py",
+          'along[3] = library.mlp_backward(grad, hidden, u, weight, None, *rest, "relu", 2, backend)[1]', "pass", _MLP),
+    Fault("second-derivative-follows-the-graph-before", _OPS + "autograd.py",
+          "return t.view_as(t) if t.requires_grad else", "return t if t.requires_grad else", _MLP),
+    Fault("kept-half-gets-no-gradient-of-its-own", _CORE,
+          "if (a.split) to.add = grad + first * a.grad_step + kept, to.add_step = a.grad_step;", "", _COUPLED),
+    Fault("shift-of-an-inverse-with-the-wrong-sign", _CORE, "inverse ? -r.x : gi", "inverse ? r.x : gi", _COUPLED),
+    Fault("reversible-forgets-what-passes-through", _NN + "coupling.py", "self._whole(direct + through, inner[0])",
+          "self._whole(through, inner[0])", _REVERSIBLE),
+    Fault("reversible-never-drifts", _NN + "reversible.py", "if bool(self.drift <= self.tolerance * (1 + x.abs().amax())):",
+          "if True:", _REVERSIBLE),
+    Fault("reversible-draws-dropout-anew", _NN + "reversible.py", "random = _Random.now(x) if _draws(step) else None",
+          "random = None", _REVERSIBLE),
+    Fault("reversible-forgets-autocast", _NN + "reversible.py", "with ctx.autocast.again():\n                grads = _reverse",
+          "with contextmanager(lambda: iter([None]))():\n                grads = _reverse", _REVERSIBLE),
+]  # fmt: skip

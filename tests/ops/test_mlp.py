@@ -1,0 +1,162 @@
+"""Perceptrons as layers: the numbers of torch.nn, whoever calls them, and the coupling that has one inside."""
+
+from __future__ import annotations
+
+import itertools
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import gmkernels as gmk
+from gmkernels.nn import MLP, AffineCoupling
+
+TORCH = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def _sequential(net: MLP) -> nn.Sequential:
+    """The same layers in torch.nn, sharing their parameters."""
+    steps: list[nn.Module] = []
+    for layer in net.layers:
+        steps += [TORCH[net.activation](), layer] if steps else [layer]
+    return nn.Sequential(*steps)
+
+
+@hypothesis.given(
+    widths=st.lists(st.integers(1, 40), min_size=2, max_size=8),
+    batch=st.integers(0, 20),
+    activation=st.sampled_from(list(TORCH)),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_number_of_layers_gives_what_torch_gives(
+    widths: list[int], batch: int, activation: str, bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    net = MLP(widths[0], widths[1:-1], widths[-1], activation=activation, bias=bias).double()
+    x = torch.randn(batch, widths[0], dtype=torch.float64, requires_grad=True)
+    g = torch.randn(batch, widths[-1], dtype=torch.float64)
+    found = []
+    for module in (net, _sequential(net)):
+        y = module(x)
+        found.append([y, *torch.autograd.grad(y, [x, *net.parameters()], g)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_a_gradient_penalty_goes_through() -> None:
+    """The norm of the input's gradient, differentiated by the parameters (Gulrajani et al. 2017)."""
+    torch.manual_seed(0)
+    net = MLP(5, [33, 20], 1, activation="silu").double()
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for module in (net, _sequential(net)):
+        (slope,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+        penalty = (slope.norm(dim=1) - 1).square().mean()
+        found.append(torch.autograd.grad(penalty, list(net.parameters()), allow_unused=True))
+    for got, expected in zip(*found, strict=True):
+        if expected is None:  # of the last bias, on which no slope depends
+            assert got is None or not got.any()
+        else:
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_dropout_is_that_of_torch_and_only_in_training() -> None:
+    net = MLP(200, [300], 100, dropout=0.5)
+    x = torch.ones(1, 200)
+    assert not torch.equal(net(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))
+    torch.testing.assert_close(net(x), _sequential(net)(x))
+
+
+def test_autocast_rounds_products_as_it_does_for_linear_layers() -> None:
+    net = MLP(8, [16], 4)
+    x = torch.randn(5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(x)
+        assert torch.equal(y, _sequential(net)(x))
+    assert y.dtype == torch.bfloat16
+
+
+def test_a_parametrised_layer_is_asked_for_its_weight() -> None:
+    net = MLP(6, [7], 3)
+    nn.utils.parametrizations.weight_norm(net.layers[0])
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(net(x), _sequential(net)(x))
+    net(x).sum().backward()
+    assert net.layers[0].parametrizations.weight.original0.grad is not None  # type: ignore[union-attr]
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="activation must be one of relu, silu, tanh, got 'gelu'"):
+        MLP(2, [3], 1, activation="gelu")
+    with pytest.raises(ValueError, match="dropout must be 0 or more and less than 1, got 1"):
+        MLP(2, [3], 1, dropout=1.0)
+    with pytest.raises(ValueError, match="expected 1 to 4 weights and as many biases, got 5 and 5"):
+        gmk.mlp(torch.ones(1, 1), [torch.ones(1, 1)] * 5)
+    with pytest.raises(ValueError, match="expected 1 to 4 weights and as many biases, got 2 and 1"):
+        gmk.mlp(torch.ones(1, 1), [torch.ones(1, 1)] * 2, [None])
+
+
+# ---- in a coupling ---------------------------------------------------------------------------------------------------
+
+
+class Apart(nn.Module):
+    """A conditioner of which nobody can see that it is a perceptron."""
+
+    def __init__(self, net: MLP) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.net(*given)
+
+
+@pytest.mark.parametrize(
+    ("split", "scale_map", "inverse"),
+    list(itertools.product([2, -3], ["exp", "sigmoid", "soft_clip"], [False, True])),
+)
+def test_a_fused_coupling_is_the_coupling_of_its_conditioner(split: int, scale_map: str, inverse: bool) -> None:
+    torch.manual_seed(0)
+    net = MLP(abs(split), [20, 20], 2 * (7 - abs(split)), activation="silu").double()
+    x = torch.randn(9, 7, dtype=torch.float64, requires_grad=True)
+    grads = torch.randn(9, 7, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    found = []
+    for conditioner in (net, Apart(net)):
+        layer = AffineCoupling(conditioner, split=split, scale_map=scale_map)
+        outputs = layer.inverse(x) if inverse else layer(x)
+        assert ("affine_coupling_mlp" in _node(outputs[1])) == (conditioner is net)
+        found.append([*outputs, *torch.autograd.grad(outputs, [x, *net.parameters()], grads)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+def _node(t: Tensor) -> str:
+    call = getattr(t.grad_fn, "call", None)
+    return "" if call is None else call[0].name
+
+
+def test_a_gradient_of_the_logdet_alone() -> None:
+    """Nothing depends on y: its gradient is zero without being there."""
+    layer = AffineCoupling(MLP(2, [8], 4), split=2)
+    x = torch.randn(5, 4, requires_grad=True)
+    layer(x)[1].sum().backward()
+    assert x.grad is not None
+    assert x.grad[:, :2].abs().max() > 0
+    assert not x.grad[:, 2:].any()
+
+
+def test_a_context_and_a_mask_take_the_long_way() -> None:
+    x = torch.randn(5, 4)
+    context = torch.randn(5, 3)
+    net = MLP(2 + 3, [8], 4)
+    y, logdet = AffineCoupling(net, split=2)(x, context)
+    back, other = AffineCoupling(net, split=2).inverse(y, context)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(other, -logdet)
+    mask = torch.tensor([True, False, True, False])
+    y, _ = AffineCoupling(MLP(4, [8], 8), mask=mask)(x)
+    assert torch.equal(y[:, mask], x[:, mask])
