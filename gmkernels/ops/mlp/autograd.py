@@ -122,10 +122,13 @@ def _along(
     with torch.enable_grad():
         leaves = [None if t is None else _own(t) for t in inputs]
         cotangents = [_own(t) for t in cotangents]
-        asked = [(t, grads[i]) for i, t in enumerate(leaves) if t is not None and wanted >> i & 1]
+        # Sums of several terms that may cancel: half precision is left at their end only.
+        wide = [None if t is None else t.to(library.wide(t)) for t in leaves]
+        asked = [(t, grads[i].to(t)) for i, t in enumerate(wide) if t is not None and wanted >> i & 1]
         chain = torch.autograd.grad(
-            function(*leaves), [t for t, _ in asked], cotangents, create_graph=True, allow_unused=True
-        )
+            function(*wide), [t for t, _ in asked], [t.to(library.wide(t)) for t in cotangents],
+            create_graph=True, allow_unused=True,
+        )  # fmt: skip
         pairs = [(t, v) for t, (_, v) in zip(chain, asked, strict=True) if t is not None and t.requires_grad]
         sources: list[Tensor] = [
             t for t, need in zip((*cotangents, *leaves), needs, strict=True) if need and t is not None

@@ -18,20 +18,21 @@ Parameters = Sequence[Tensor | None]
 _GRADIENTS = ", ".join(["Tensor"] * (1 + 2 * LAYERS))
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype of sums: float64 for float64, else float32."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def outputs(x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
     """Room for the output and, in float32 or wider, for what the hidden layers hold before activation."""
     *hidden, last = (weight.shape[0] for weight in parameters[::2] if weight is not None)
-    return x.new_empty(x.shape[0], last), x.new_empty(x.shape[0], sum(hidden), dtype=_wide(x))
+    return x.new_empty(x.shape[0], last), x.new_empty(x.shape[0], sum(hidden), dtype=wide(x))
 
 
 def coupling_outputs(x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the output, the log-determinant, and all that the layers hold before activation."""
-    batch, wide, kept = x.shape[0], _wide(x), sum(weight.shape[0] for weight in parameters[::2] if weight is not None)
-    return contiguous_like(x), x.new_empty(batch, dtype=wide), x.new_empty(batch, kept, dtype=wide)
+    batch, dtype, kept = x.shape[0], wide(x), sum(weight.shape[0] for weight in parameters[::2] if weight is not None)
+    return contiguous_like(x), x.new_empty(batch, dtype=dtype), x.new_empty(batch, kept, dtype=dtype)
 
 
 def gradients(x: Tensor, parameters: Parameters, needs: int) -> tuple[Tensor, ...]:
