@@ -5,6 +5,7 @@ from __future__ import annotations
 from .chains import CHAINS
 from .convolution import CONVOLUTION
 from .gaussian import GAUSSIAN
+from .made import MADE
 from .patch import Fault
 from .perceptron import PERCEPTRON
 from .wavenet import WAVENET
@@ -156,4 +157,4 @@ _TRITON = [
           "tl.join(tl.join(a, b), tl.join(c, d))", _RANDOM, triton=True),
 ]  # fmt: skip
 
-FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS, *WAVENET, *PERCEPTRON]
+FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS, *WAVENET, *PERCEPTRON, *MADE]
