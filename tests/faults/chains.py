@@ -32,5 +32,5 @@ CHAINS = [
           _SAMPLER),
     Fault("pixels-first-layer-sees-itself", _PIXELS + "network.h", "Layer<T>(reader, 2 * w, a.channels, k, k), true)",
           "Layer<T>(reader, 2 * w, a.channels, k, k), false)", _SAMPLER),
-    Fault("pixels-relu-forgotten", _PIXELS + "product.h", "if (out.relu) sum = relu(sum);", "", _SAMPLER),
+    Fault("pixels-relu-forgotten", "csrc/include/gmk/product.h", "if (out.relu) sum = relu(sum);", "", _SAMPLER),
 ]  # fmt: skip
