@@ -43,6 +43,8 @@ def _near(backend: str) -> dict[str, float]:
 )
 def test_logdet_is_the_log_of_the_jacobian_determinant(backend: str, name: str) -> None:
     row = rows()[name]
+    if backend not in row.backends:
+        return  # it has no such kernel
     first = row.differentiable[0]
     case = row.case(row.sizes[0], _dtype(backend), 5).to(support.device(backend))
     x = case.tensors[first].clone().requires_grad_()
