@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gmkernels.ops.coupling import affine_coupling, planar_flow
+from gmkernels.ops.coupling import affine_coupling, clamp_of, planar_flow
 from gmkernels.ops.mlp import affine_coupling_mlp
 
 from .mlp import MLP
@@ -51,6 +51,7 @@ class AffineCoupling(nn.Module):
             raise ValueError("AffineCoupling: give exactly one of split and mask")
         if split == 0:
             raise ValueError("AffineCoupling: split must not be 0, nothing would condition the layer")
+        clamp_of("AffineCoupling", scale_map, clamp)
         self.conditioner, self.split = conditioner, split
         self.scale_map, self.clamp, self.backend = scale_map, clamp, backend
         self.register_buffer("mask", mask)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gmkernels.core import checks
 from gmkernels.ops.autoregressive import made
 from gmkernels.ops.autoregressive.made_network import ACTIVATIONS, Made
-from gmkernels.ops.coupling import affine_coupling
+from gmkernels.ops.coupling import affine_coupling, clamp_of
 from gmkernels.ops.masked_linear import library, staircase
 
 from .masked_conv import _lowered
@@ -72,6 +74,9 @@ class MaskedLinear(nn.Module):
         if x.dim() != 2 or x.shape[1] != self.weight.shape[1]:
             raise ValueError(f"MaskedLinear: x must have shape (batch, {self.weight.shape[1]}), got {tuple(x.shape)}")
         x, weight, bias = _lowered(x, self.weight, self.bias)
+        if x.dtype is not weight.dtype or x.dtype not in checks.FLOATING:
+            checks.floating("MaskedLinear", "x", x)
+            checks.same_dtype("MaskedLinear", x=x, weight=weight)
         if self.columns is not None:
             x, weight = x[:, self.columns], weight[:, self.columns]
         return library.masked_linear(x, weight, bias, self.seen, self.relu, self.backend)
@@ -92,7 +97,8 @@ class MADE(nn.Module):
         order: the degree of each feature: a permutation of 1 to D; ``"reversed"``; ``"random"``, drawn with ``seed``. None:
             1, 2, ..., D.
         hidden_degrees: for each hidden layer the degrees of its units, any of 0 to D - 1 in any order, or ``"random"``:
-            uniform from the lowest degree of the layer before, drawn with ``seed``. None: spread evenly from 1.
+            uniform from the lowest degree of the layer before, drawn with ``seed``. None: spread evenly from 1, with
+            contexts from 0: the first feature's output depends on the context through units of degree 0.
         seed: of what is drawn here.
         outputs: how many numbers each feature gets; for an affine layer two, log-scale and shift.
         backend: passed to :func:`gmkernels.masked_linear`.
@@ -108,6 +114,7 @@ class MADE(nn.Module):
 
     places: Tensor | None
     ranks: Tensor | None
+    feature_degrees: Tensor
     hidden_degrees: Tensor
 
     def __init__(
@@ -142,9 +149,10 @@ class MADE(nn.Module):
         self.register_buffer("places", None if ascending else torch.argsort(ranked).to(device), persistent=False)
         self.register_buffer("ranks", None if ascending else (ranked - 1).to(device), persistent=False)
         self.order = tuple(ranked.tolist())
-        layers = _degrees(features, hidden, hidden_degrees, generator)
+        self.register_buffer("feature_degrees", ranked.to(device))
+        layers = _degrees(features, hidden, hidden_degrees, generator, 0 if contexts else min(1, features - 1))
         self.degrees = tuple(tuple(d.tolist()) for d in layers)
-        self.register_buffer("hidden_degrees", torch.cat(layers).to(device), persistent=False)
+        self.register_buffer("hidden_degrees", torch.cat(layers).to(device))
 
         inputs, last = torch.arange(1, features + 1), len(hidden)
         self.layers = nn.ModuleList(
@@ -166,6 +174,15 @@ class MADE(nn.Module):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, contexts={self.contexts}, residual={self.network.residual}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Weights mean something with their own degrees only, so that these are in the state and have to agree."""
+        errors = rest[-1]
+        for name in ("feature_degrees", "hidden_degrees"):
+            given, own = state_dict.get(prefix + name), getattr(self, name)
+            if given is not None and (given.shape != own.shape or not torch.equal(given.to(own), own)):
+                errors.append(f"MADE: {prefix}{name} are not this network's: build it with the same order and degrees")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def linears(self) -> list[MaskedLinear]:
         """The layers from first to last; with ``residual``, first, two for each block, last."""
@@ -235,6 +252,7 @@ class MaskedAffineAutoregressive(nn.Module):
         super().__init__()
         if made.outputs != 2:
             raise ValueError(f"MaskedAffineAutoregressive: made must have outputs=2, got {made.outputs}")
+        clamp_of("MaskedAffineAutoregressive", scale_map, clamp)
         self.made, self.scale_map, self.clamp, self.backend = made, scale_map, clamp, backend
 
     def extra_repr(self) -> str:
@@ -289,17 +307,17 @@ def _degrees(
     hidden: Sequence[int],
     given: Sequence[Sequence[int] | Tensor] | str | None,
     generator: torch.Generator,
+    least: int,
 ) -> list[Tensor]:
-    """Of each hidden layer, ascending."""
-    least, most = min(1, features - 1), features - 1
+    """Of each hidden layer, ascending, from ``least`` on."""
     if given is None:
-        return [least + torch.arange(width) * max(1, most) // width for width in hidden]
+        return [least + torch.arange(width) * (features - least) // width for width in hidden]
     if isinstance(given, str):
         if given != "random":
             raise ValueError(f"MADE: hidden_degrees must be degrees for each layer or 'random', got {given!r}")
         found = []
         for width in hidden:
-            found.append(torch.randint(least, most + 1, (width,), generator=generator).sort().values)
+            found.append(torch.randint(least, features, (width,), generator=generator).sort().values)
             least = int(found[-1][0])
         return found
     if len(given) != len(hidden):

@@ -60,20 +60,20 @@ class MLP(nn.Module):
 
     def fused(self, x: Tensor) -> bool:
         """Whether all layers run as one operator on ``x``."""
-        return len(self.layers) <= LAYERS and type(self).forward is MLP.forward and self._fast(x)
+        plain = type(self).forward is MLP.forward and not (self._forward_hooks or self._forward_pre_hooks)
+        return plain and len(self.layers) <= LAYERS and self._fast(x)
 
     def _fast(self, x: Tensor) -> bool:
         drops = self.dropout > 0 and self.training
-        return x.is_cpu and not drops and not torch.is_autocast_enabled("cpu")
+        if not x.is_cpu or drops or torch.is_autocast_enabled("cpu"):
+            return False
+        return all(_plain(layer) for layer in self.layers._modules.values())
 
     def parts(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """Weights and biases, as :func:`gmkernels.mlp` takes them."""
-        layers = self.layers._modules.values()
-        try:  # past nn.Module's look-up, which for six parameters costs as much as a small product
-            found = [layer._parameters for layer in layers]  # type: ignore[union-attr]
-            return [p["weight"] for p in found], [p["bias"] for p in found]  # type: ignore[misc]
-        except KeyError:  # a parametrised layer computes its weight
-            return [layer.weight for layer in layers], [layer.bias for layer in layers]  # type: ignore[union-attr, misc]
+        # Past nn.Module's look-up, which for six parameters costs as much as a small product.
+        found = [layer._parameters for layer in self.layers._modules.values()]  # type: ignore[union-attr]
+        return [p["weight"] for p in found], [p["bias"] for p in found]  # type: ignore[misc]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = x if context is None else torch.cat([x, context], 1)
@@ -88,3 +88,12 @@ class MLP(nn.Module):
             x = reference.ACTIVATIONS[self.activation](x) if begin else x
             x = mlp(x, weights[part], biases[part], activation=self.activation, backend=self.backend)
         return x
+
+
+def _plain(layer: nn.Module | None) -> bool:
+    """Whether a layer is what it was made as: not parametrised, pruned, quantised, wrapped or watched."""
+    return (
+        type(layer) is nn.Linear
+        and "weight" in layer._parameters
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+    )

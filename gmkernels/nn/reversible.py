@@ -111,6 +111,7 @@ class _Chain(torch.autograd.Function):
             ctx.memory.append((getattr(step, "used", ()), random))
             total = total + logdet
         ctx.chain, ctx.autocast = chain, _Autocast(x.device.type)
+        ctx.modes = [(module, module.training) for module in chain.modules()]
         ctx.save_for_backward(x, y, context, *parameters)
         return y, total
 
@@ -120,7 +121,7 @@ class _Chain(torch.autograd.Function):
         inputs = [t for t in (x, context, *parameters) if t is not None and t.requires_grad]
         grads: Grads | None = None
         if not torch.is_grad_enabled():
-            with ctx.autocast.again():
+            with ctx.autocast.again(), _training(ctx.modes):
                 grads = _reverse(ctx.chain, ctx.memory, x, y, context, grad_y, grad_logdet)
         if grads is None:
             grads = _directly(ctx, inputs, x, context, (grad_y, grad_logdet))
@@ -185,7 +186,7 @@ def pull(outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Te
 def _directly(ctx: Any, inputs: list[Tensor], x: Tensor, context: Tensor | None, grads: tuple[Tensor, Tensor]) -> Grads:
     """Gradients by ordinary autograd from the chain's input, differentiable again if the caller asks for that."""
     differentiable = torch.is_grad_enabled()
-    with torch.enable_grad(), ctx.autocast.again():
+    with torch.enable_grad(), ctx.autocast.again(), _training(ctx.modes):
         if not differentiable:
             x = x.detach().requires_grad_(x.requires_grad)
         total, y = _no_change(x), x
@@ -238,6 +239,17 @@ def _restored(random: _Random | None) -> Iterator[None]:
         if random.there is not None:
             torch.cuda.set_rng_state(random.there, random.device)
         yield
+
+
+@contextmanager
+def _training(modes: Sequence[tuple[nn.Module, bool]]) -> Iterator[None]:
+    """Modules in training, or not, as they were in the forward pass."""
+    changed = [(module, module.training) for module, training in modes if module.training is not training]
+    for module, training in modes:
+        module.training = training
+    yield
+    for module, training in changed:
+        module.training = training
 
 
 class _Autocast:

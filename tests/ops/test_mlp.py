@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.prune import l1_unstructured
 
 import gmkernels as gmk
 from gmkernels.nn import MLP, AffineCoupling
@@ -160,3 +161,30 @@ def test_a_context_and_a_mask_take_the_long_way() -> None:
     mask = torch.tensor([True, False, True, False])
     y, _ = AffineCoupling(MLP(4, [8], 8), mask=mask)(x)
     assert torch.equal(y[:, mask], x[:, mask])
+
+
+def test_layers_that_are_not_plain_run_as_what_they_are() -> None:
+    class Louder(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 100
+
+    x = torch.randn(4, 3)
+    pruned, normed, wrapped, watched = (MLP(3, [8], 6) for _ in range(4))
+    l1_unstructured(pruned.layers[0], "weight", 0.5)
+    nn.utils.weight_norm(normed.layers[0])
+    before = normed(x)
+    normed.layers[0].weight_g.data.mul_(5)  # type: ignore[union-attr, operator]
+    wrapped.layers[0] = Louder(3, 8)
+    seen: list[int] = []
+    watched.layers[1].register_forward_hook(lambda *_: seen.append(1))
+    for net in (pruned, normed, wrapped, watched):
+        for _ in range(2):
+            net(x).sum().backward()
+        torch.testing.assert_close(net(x), _sequential(net)(x))
+    assert not torch.allclose(normed(x), before)
+    assert seen
+    calls: list[int] = []
+    net = MLP(2, [8], 4)
+    net.register_forward_hook(lambda *_: calls.append(1))
+    AffineCoupling(net, split=2)(torch.randn(3, 4))
+    assert calls

@@ -101,6 +101,10 @@ def made_inverse_ascending(
         degrees: of all hidden units, one layer after another.
         places: which feature comes at each place, for the error; None: the first, the second, ...
     """
+    if z.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{_OP}: z must be float32 or float64, got {z.dtype}")
+    checks.same_dtype(_OP, z=z, **{f"parameters[{i}]": t for i, t in enumerate(parameters)})
+    condition = None if condition is None else condition.to(z.dtype)  # under autocast it may come in less
     flat = torch.cat([t.reshape(-1) for t in parameters])
     # Where only the definition would be left, but nobody asks for it.
     plain = z.is_cuda and backend == "auto" == backends.setting.name and not torch.compiler.is_compiling()
@@ -111,6 +115,9 @@ def made_inverse_ascending(
     else:
         x, logdet = made_library.made_inverse(*given, limit, backend)
     if (bad := _not_finite(x)) is not None:
+        if _not_finite(z) is not None:
+            row = int((~z.detach().isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"{_OP}: z must be finite, got row {row} that is not")
         feature = bad if places is None else int(places[bad])
         raise ValueError(f"{_OP}: x must be finite, got feature {feature} that is not: its scale or shift overflows")
     return x, logdet

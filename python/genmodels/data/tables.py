@@ -2,7 +2,7 @@
 
 The five tables that flows are compared on (POWER, GAS, HEPMASS, MINIBOONE and BSDS300 of the UCI and Berkeley archives, as
 Papamakarios et al., "Masked autoregressive flow", 2017, appendix D.3 prepares them) are not distributed here. Given
-as three files in a folder they are used as they are split; given as one file they are split and standardised here.
+as three files in a folder they are used as they are split; given as one file they are split here.
 """
 
 from __future__ import annotations

@@ -34,9 +34,14 @@ class FlowDistribution(Distribution):
 
     def __init__(self, flow: Flow, context: Tensor | None = None, validate_args: bool | None = None) -> None:
         self.flow, self.context = flow, context
+        if context is not None and context.dim() == 0:
+            raise ValueError("context must have shape (*batch_shape, contexts), got a single number")
         batch_shape = Size() if context is None else context.shape[:-1]
         # A wrong context is to be found out here, not at the first use.
-        flow.check_context(math.prod(batch_shape), None if context is None else context.flatten(0, -2))
+        flow.check_context(
+            math.prod(batch_shape),
+            None if context is None else context.reshape(math.prod(batch_shape), context.shape[-1]),
+        )
         super().__init__(batch_shape, Size(flow.shape), validate_args=validate_args)
 
     @property

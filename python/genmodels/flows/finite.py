@@ -35,6 +35,22 @@ def finite_inverse(flow: Flow, z: Tensor, context: Tensor | None) -> tuple[Tenso
     return x, logdet
 
 
+def finite_forward(flow: Flow, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``flow.transform``, whose sequential layers say which of them it was that made something that is not finite."""
+    try:
+        return flow.transform(x, context)  # type: ignore[no-any-return]
+    except ValueError as error:
+        if _FINITE not in str(error):
+            raise
+        with torch.no_grad():
+            if not bool(x.isfinite().all()):
+                raise NonFiniteError(
+                    f"{type(flow).__name__}: {_count(x)} of the given samples are not finite"
+                ) from None
+            _walk(flow.transform, x, context, False, f"{type(flow).__name__}: transform")
+        raise NonFiniteError(f"{type(flow).__name__}: {error}") from None
+
+
 @torch.no_grad()
 def _blame(flow: Flow, z: Tensor, context: Tensor | None) -> None:
     if not bool(z.isfinite().all()):

@@ -13,7 +13,7 @@ import gmkernels as gmk
 from ..data import Batch
 from ..model import Model
 from .adapters import FlowDistribution
-from .finite import finite_inverse
+from .finite import finite_forward, finite_inverse
 from .fronts import Equalise, Whiten
 from .transforms import Chain, Flatten, Inverted, Logit, Standardise, Transform
 
@@ -90,7 +90,7 @@ class Flow(Model):
                 f"expected samples of shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
             )
         self.check_context(len(x), context)
-        return self.transform(x, context)
+        return finite_forward(self, x, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents (B, features) to ``x`` (B, *shape) and ``log |det dx/dz|`` (B,)."""

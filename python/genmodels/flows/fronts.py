@@ -110,7 +110,13 @@ class Whiten(Transform):
         covariance = torch.cov(x.t())
         covariance = (1 - self.shrink) * covariance + self.shrink * covariance.diag().diag()
         self.mean.copy_(x.mean(0))
-        self.factor.copy_(torch.linalg.cholesky(covariance))
+        factor, bad = torch.linalg.cholesky_ex(covariance)
+        if len(x) < 2 or bool(bad):
+            raise ValueError(
+                f"the covariance of {len(x)} samples of {x.shape[1]} features cannot be inverted: there are too few "
+                "samples, or a feature is constant"
+            )
+        self.factor.copy_(factor)
 
     def _logdet(self, x: Tensor) -> Tensor:
         return -self.factor.diag().to(torch.promote_types(x.dtype, torch.float32)).log().sum().expand(len(x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,18 @@ class Chain(Transform):
 
     def __init__(self, steps: Sequence[nn.Module], *, reversible: bool = False) -> None:
         super().__init__()
-        self.steps = nn.ModuleList(steps)
-        self.runs = tuple(_runs(steps)) if reversible else tuple(steps)
+        self.steps, self.reversible = nn.ModuleList(steps), reversible
+        self._cut: tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]] = ((), ())
+
+    @property
+    def runs(self) -> Iterable[nn.Module]:
+        """What forward goes through: the steps, or runs of them."""
+        if not self.reversible:
+            return self.steps
+        steps = tuple(self.steps)
+        if steps != self._cut[0]:  # at first, or because somebody has replaced one
+            self._cut = steps, tuple(_runs(steps))
+        return self._cut[1]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         total = no_change(x)
@@ -116,8 +126,8 @@ class BatchNorm(Transform):
 
     ``log |det| = n sum(log_gamma - log(v + eps) / 2)`` over the features, ``n`` positions each (Dinh et al. 2017,
     section 3.7; Papamakarios et al. 2017, section 3.4). In training ``m`` and ``v`` are mean and variance of the batch, and
-    running averages follow them by ``momentum``; in evaluation ``m`` and ``v`` are these averages. :meth:`inverse` always
-    uses the averages: what a batch in training did cannot be undone without that batch.
+    running averages follow them by ``momentum``; in evaluation ``m`` and ``v`` are these averages. :meth:`inverse` uses
+    the averages: what a batch in training did cannot be undone without it, nor can that direction be trained.
     """
 
     mean: Tensor
@@ -164,6 +174,11 @@ class BatchNorm(Transform):
         return self._affine(x, (mean, variance))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.training and torch.is_grad_enabled():
+            raise RuntimeError(
+                "BatchNorm: this direction knows no statistics of a batch, so that it cannot be trained; "
+                "train the other one, or leave batch normalisation out"
+            )
         return self._affine(z, (self.mean, self.variance), inverse=True)
 
     def replay(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -231,7 +246,7 @@ class Linear(Transform):
             start = torch.tensor([[1.0, -1.0], [1.0, 1.0]]) * math.sqrt(0.5)
         else:
             start = torch.linalg.qr(gmk.random.normal(gmk.random.key(seed=seed), (features, features))).Q
-        self.weight = nn.Parameter(start)
+        self.weight = nn.Parameter(start.to(torch.get_default_dtype()))
 
     def _logdet(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -242,7 +257,7 @@ class Linear(Transform):
             return x @ self.weight.t().to(x), self._logdet(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return torch.linalg.solve(self.weight.t(), z, left=False), -self._logdet(z)
+        return torch.linalg.solve(self.weight.t().to(z), z, left=False), -self._logdet(z)
 
 
 class Squeeze(Transform):

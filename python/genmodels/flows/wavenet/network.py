@@ -82,7 +82,7 @@ class Stack(nn.Module):
 
     def condition(self, y: Tensor | None) -> Tensor | None:
         """What labels add before each gate: (B, layers, 2 gate)."""
-        return None if self.classes is None or y is None else self.classes[y]
+        return None if self.classes is None or y is None else self.classes[y.long()]
 
     def checked(self, name: str, n: int, length: int, y: Tensor | None, local: Tensor | None) -> None:
         """Whether conditions are those of ``n`` samples of this length.

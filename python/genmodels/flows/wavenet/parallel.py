@@ -128,7 +128,11 @@ class ParallelWaveNet(Model):
         first: int = 0,
     ) -> Tensor:
         """``n`` rows (n, length) of sound, in one pass; ``temperature`` scales the noise."""
-        return self(temperature * self.draw_noise((n, length), key, first=first), y, local)[0]
+        x = self(temperature * self.draw_noise((n, length), key, first=first), y, local)[0]
+        if not bool(x.isfinite().all()):
+            rows = int((~x.isfinite().all(1)).sum())
+            raise GenmodelsError(f"ParallelWaveNet: {rows} of {n} sounds are not finite; a lower temperature may help")
+        return x
 
     @staticmethod
     def sound(x: Tensor) -> Tensor:

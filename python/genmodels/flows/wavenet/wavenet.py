@@ -81,6 +81,8 @@ class WaveNet(Model):
         if self.head.real:
             return x.to(self.dtype)
         if x.is_floating_point():
+            if x.numel() and not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
+                raise ValueError("WaveNet: sound must be finite, got samples that are not")
             return self.head.quantise(x)
         if x.numel() and not torch.compiler.is_compiling():
             low, high = (int(end) for end in x.aminmax())
