@@ -7,6 +7,7 @@ a call without arguments that computes the case once. Adding a family is a file 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
@@ -164,6 +165,12 @@ def cases(selection: Sequence[str] = ("all",)) -> list[Case]:
             names = ", ".join(["all", *FAMILIES, *(case.id for case in known)])
             raise ValueError(f"unknown case {wanted!r}; expected one of {names}")
     return [case for case in known if {"all", case.family, case.id} & set(selection)]
+
+
+@functools.cache
+def declared_in() -> dict[str, str]:
+    """The file of each case, by the case's id."""
+    return {case.id: file for file in FAMILIES for case in importlib.import_module(f"benchmarks.{file}").CASES}
 
 
 def peer(package: str, module: str | None = None) -> ModuleType:

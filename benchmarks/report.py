@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .case import MODES, cases
+from .case import MODES, cases, declared_in
 
 Row = dict[str, Any]
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
@@ -94,17 +94,22 @@ def markdown(rows: Iterable[Row]) -> str:
     for machine, runs in latest(rows).items():
         parts.append(f"**{machine}**")
         runs.sort(key=_order)
-        for family in dict.fromkeys(run[0]["family"] for run in runs):
-            chosen = [run for run in runs if run[0]["family"] == family]
-            parts.append(_title(family))
-            parts.append((_overhead if family == "overhead" else _family)(chosen))
+        for file in dict.fromkeys(_file(run[0]) for run in runs):
+            chosen = [run for run in runs if _file(run[0]) == file]
+            parts.append(_title(file, chosen[0][0]["family"]))
+            parts.append((_overhead if file == "overhead" else _family)(chosen))
         parts.append(_caption([row for run in runs for row in run]))
     return "\n\n".join(parts)
 
 
-def _title(family: str) -> str:
-    """What the family's file says it measures, up to the details."""
-    first = (importlib.import_module(f"benchmarks.{family}").__doc__ or family).splitlines()[0]
+def _file(row: Row) -> str:
+    """The file that declares a case; a family may have several."""
+    return declared_in().get(f"{row['family']}:{row['case']}", row["family"])
+
+
+def _title(file: str, family: str) -> str:
+    """What a file says it measures, up to the details."""
+    first = (importlib.import_module(f"benchmarks.{file}").__doc__ or file).splitlines()[0]
     return f"`{family}`: {re.split('[:.](?: |$)', first)[0]}"
 
 
@@ -130,7 +135,7 @@ def _family(runs: Sequence[Sequence[Row]]) -> str:
             cells.append(_factor(row))
             if row is not None and row["reason"]:
                 notes.append(f"{ours['case']}, {ours['mode']}, {name}: {row['reason']}.")
-        eager = next((row for row in run if row["provider"] == "eager"), None)
+        eager = next((row for row in run if row["provider"] in ("eager", "kept")), None)
         cells.append(f"{_memory(ours)} ({_memory(eager)})")
         cells += ["–" if ours[key] is None else f"{ours[key]:.0%}" for key in measured]
         lines.append(_line(cells))
@@ -235,13 +240,13 @@ def draw(rows: Iterable[Row], path: Path) -> None:
                 lines.append((f"{run[0]['case']}, {run[0]['mode']}\n{run[0]['family']}, {device}", found))
     if not lines:
         raise ValueError("no row to draw: none has a factor to gmkernels")
-    names = list(dict.fromkeys(name for _, found in lines for name in found))
+    names = list(dict.fromkeys(_drawn_as(name) for _, found in lines for name in found))
     figure = Figure(figsize=(8.5, 1.4 + 0.52 * len(lines)), layout="constrained")
     axes = figure.subplots()
     markers = "osD^vP*Xh<>"
     for i, name in enumerate(names):
-        points = [(found[name], -y) for y, (_, found) in enumerate(lines) if name in found]
-        axes.plot(*zip(*points), markers[i % len(markers)], label=_LABELS.get(name, name), markersize=8, alpha=0.85)  # noqa: B905
+        points = [(x, -y) for y, (_, found) in enumerate(lines) for who, x in found.items() if _drawn_as(who) == name]
+        axes.plot(*zip(*points), markers[i % len(markers)], label=name, markersize=8, alpha=0.85)  # noqa: B905
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")
     lowest, highest = (f(value for _, found in lines for value in found.values()) for f in (min, max))
@@ -251,9 +256,15 @@ def draw(rows: Iterable[Row], path: Path) -> None:
     axes.set_yticks([-y for y in range(len(lines))], [label for label, _ in lines], fontsize=8)
     axes.grid(axis="x", which="both", alpha=0.25)
     axes.set_xlabel(f"time / time of {OURS} (right of the line: {OURS} is faster)")
-    figure.legend(loc="outside upper center", ncols=min(7, len(names)), frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=min(5, len(names)), frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _drawn_as(name: str) -> str:
+    """The label of a provider: compiled peers have one together."""
+    compiled = name.startswith("compile ") or name.endswith(", compiled")
+    return "a peer, compiled" if compiled else _LABELS.get(name, name)
 
 
 def main(files: Sequence[Path], readme: Path | None, plot: Path | None) -> int:
