@@ -26,6 +26,9 @@ PERCEPTRON = [
           "if True:", _REVERSIBLE),
     Fault("reversible-draws-dropout-anew", _NN + "reversible.py", "random = _Random.now(x) if _draws(step) else None",
           "random = None", _REVERSIBLE),
-    Fault("reversible-forgets-autocast", _NN + "reversible.py", "with ctx.autocast.again():\n                grads = _reverse",
-          "with contextmanager(lambda: iter([None]))():\n                grads = _reverse", _REVERSIBLE),
+    Fault("reversible-forgets-autocast", _NN + "reversible.py",
+          "with ctx.autocast.again(), _training(ctx.modes):\n                grads = _reverse",
+          "with _training(ctx.modes):\n                grads = _reverse", _REVERSIBLE),
+    Fault("reversible-follows-a-changed-mode", _NN + "reversible.py", "        module.training = training\n    yield",
+          "        pass\n    yield", _REVERSIBLE),
 ]  # fmt: skip

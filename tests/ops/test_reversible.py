@@ -303,3 +303,17 @@ def test_warnings_are_those_of_drift_only() -> None:
         warnings.simplefilter("error")
         _gradients(chain, inputs, grads)
     assert gmk.nn.Reversible is Reversible
+
+
+def test_dropout_is_replayed_after_a_change_of_mode() -> None:
+    chain, plain, inputs, grads = _pair("dropout")
+    found = []
+    for module in (chain, plain):
+        module.train()
+        torch.manual_seed(1)
+        outputs = module(*inputs)
+        module.eval()
+        found.append(torch.autograd.grad(outputs, [*inputs, *module.parameters()], grads))
+        assert not any(m.training for m in module.modules())
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)

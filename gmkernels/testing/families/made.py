@@ -80,7 +80,7 @@ _ERRORS = (
     ErrorCase("act", _spoil(activation="sine"), ValueError, "activation must be one of 'relu', 'tanh', got 'sine'"),
     ErrorCase("map", _spoil(scale_map="cosh"), ValueError, "scale_map must be one of 'exp', .* got 'cosh'"),
     ErrorCase("clamp", _spoil(clamp=-1.0), ValueError, "clamp of 'soft_clip' must be positive, got -1.0"),
-    ErrorCase("overflow", _change("z", _infinite), ValueError, "x must be finite, got feature 2 that is not"),
+    ErrorCase("infinite", _change("z", _infinite), ValueError, "z must be finite, got row 1 that is not"),
     ErrorCase("backend", _spoil(backend="gpu"), ValueError, "unknown backend 'gpu'"),
 )  # fmt: skip
 
