@@ -98,7 +98,7 @@ template <class T> struct Sampler {
             const int n = int(std::min<int64_t>(kLanes, a.residual - o - i));
             if (n <= 0) break;
             T* h = to + s * step + o + i;
-            store_n(h, fma(pack<T>(factor), read(w + i), load_n(h, n)), n);
+            store_n(h, fma(pack<T>(factor), load(w + i), load_n(h, n)), n);
           }
         }
       }

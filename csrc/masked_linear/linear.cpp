@@ -29,7 +29,7 @@ template <class T> struct Lanes {
                    from.inner, strips.samples(s), features);
           if (relu)
             for (T *at = strip(s), *end = at + lanes * features; at < end; at += kLanes)
-              put(at, max(pack<T>(T(0)), read(at)));
+              store(at, max(pack<T>(T(0)), load(at)));
         },
         grain(strips.count(), int64_t(data.size())));
   }
@@ -148,7 +148,7 @@ template <class T> void by_parameters(const gmk_masked_linear_args& a) {
       T* to = whole.data() + b * pitch;
       for (int64_t i = 0; i < a.inputs; ++i) to[i] = from[i * a.x.inner];
       if (a.relu)
-        for (int64_t i = 0; i < pitch; i += kLanes) put(to + i, max(pack<T>(T(0)), read(to + i)));
+        for (int64_t i = 0; i < pitch; i += kLanes) store(to + i, max(pack<T>(T(0)), load(to + i)));
     }
     x = whole.data();
   }

@@ -20,14 +20,13 @@ using products::kTile;
 using products::Matrix;
 using products::Piece;
 using products::product;
-using products::read;
 using products::round_up;
 template <class T> using Source = products::Input<T>;
 template <class T> using Target = products::Output<T>;
 using Args = gmk_mlp_args;
 
-constexpr int64_t kSmall =
-    1 << 14;  // elements to pack, or multiplications: with fewer, threads cost more than they save
+// Elements to pack, or multiplications: with fewer, threads cost more than they save.
+constexpr int64_t kSmall = 1 << 14;
 
 // Memory that a thread keeps from call to call, because fresh memory costs a page fault for every page.
 class Scratch {
@@ -62,12 +61,12 @@ template <class T, int kind> struct Activation {
   }
 };
 
-// f(packs read, lanes, offset) over n numbers
+// f(offset, lanes) for every pack of n numbers
 template <class F> GMK_INLINE void walk(int64_t n, const F& f) {
   for (int64_t i = 0; i < n; i += kLanes) f(i, int(std::min<int64_t>(kLanes, n - i)));
 }
 template <class T> GMK_INLINE pack<T> get(const T* p, int lanes) {
-  return lanes == kLanes ? read(p) : load_n(p, lanes);
+  return lanes == kLanes ? load(p) : load_n(p, lanes);
 }
 template <class T> GMK_INLINE void put(T* p, int lanes, const pack<T>& v) {
   if (lanes == kLanes)
@@ -289,10 +288,10 @@ template <class T, int kind> struct Mlp {
     for (int64_t b = 0; b < a.batch; ++b, g += g_step, h += h_step) {
       P row[V];
       if (whole == V)
-        for (int v = 0; v < V; ++v) row[v] = read(h + v * kLanes);
+        for (int v = 0; v < V; ++v) row[v] = load(h + v * kLanes);
       else
         for (int v = 0; v < V; ++v)
-          row[v] = v < whole ? read(h + v * kLanes) : v == whole ? load_n(h + v * kLanes, rest) : P(T(0));
+          row[v] = v < whole ? load(h + v * kLanes) : v == whole ? load_n(h + v * kLanes, rest) : P(T(0));
       for (int m = 0; m < M; ++m) {
         const P factor(g[m]);
         for (int v = 0; v < V; ++v) sum[m][v] = fma(factor, row[v], sum[m][v]);

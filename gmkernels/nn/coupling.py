@@ -97,7 +97,7 @@ class AffineCoupling(nn.Module):
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         net = self.conditioner
-        if self.split is not None and context is None and isinstance(net, MLP) and net.fused(x):
+        if self.split is not None and context is None and isinstance(net, MLP) and net.fused(x, self.backend):
             return affine_coupling_mlp(
                 x,
                 *net.parts(),

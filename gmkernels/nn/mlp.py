@@ -58,10 +58,10 @@ class MLP(nn.Module):
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, dropout={self.dropout}"
 
-    def fused(self, x: Tensor) -> bool:
-        """Whether all layers run as one operator on ``x``."""
+    def fused(self, x: Tensor, backend: str) -> bool:
+        """Whether an operator of ``backend`` around all layers does on ``x`` what this module would."""
         plain = type(self).forward is MLP.forward and not (self._forward_hooks or self._forward_pre_hooks)
-        return plain and len(self.layers) <= LAYERS and self._fast(x)
+        return plain and self.backend == backend and len(self.layers) <= LAYERS and self._fast(x)
 
     def _fast(self, x: Tensor) -> bool:
         drops = self.dropout > 0 and self.training

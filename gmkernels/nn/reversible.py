@@ -68,10 +68,10 @@ class Reversible(nn.Module):
             total = total + logdet
         return y, total
 
-    def _run(self, x: Tensor, context: Tensor | None, again: bool = False) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total = _no_change(x)
         for step in self.steps:
-            x, logdet = _again(step, x, context) if again else _call(step, x, context)
+            x, logdet = _call(step, x, context)
             total = total + logdet
         return x, total
 

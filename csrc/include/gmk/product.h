@@ -27,13 +27,6 @@ template <class T> constexpr int kPacks = 1;
 constexpr int kTile = 4;
 #endif
 
-// load(), vector by vector: with AVX2, GCC copies a whole pack through memory in halves of vectors, and waits for it.
-template <class T> GMK_INLINE pack<T> read(const T* p) {
-  pack<T> r;
-  for (int i = 0; i < r.count; ++i) std::memcpy(&r.v[i], p + i * native<T>::width, sizeof r.v[i]);
-  return r;
-}
-
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Hands out aligned pieces of a block of memory; of a block at nullptr, only its size is of interest.
@@ -99,7 +92,7 @@ template <class T> struct Output {
 template <class T> GMK_INLINE pack<T> relu(const pack<T>& x) { return max(x, pack<T>(T(0))); }
 
 template <class T> GMK_INLINE void finish(const Output<T>& out, int64_t m, int64_t o, int64_t left, pack<T> sum) {
-  if (out.add) sum = sum + read(out.add + m * out.add_step + o);
+  if (out.add) sum = sum + load(out.add + m * out.add_step + o);
   if (out.relu) sum = relu(sum);
   T* to = out.to + m * out.step + o;
   if (left >= kLanes)
@@ -112,7 +105,7 @@ template <class T, int M, int V>
 GMK_INLINE void tile(const Input<T>& in, int64_t first, const T* w, const Output<T>& out, int64_t o, int64_t outputs) {
   pack<T> sum[M][V];
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < V; ++v) sum[m][v] = read(out.start + (first + m) * out.start_step + o + v * kLanes);
+    for (int v = 0; v < V; ++v) sum[m][v] = load(out.start + (first + m) * out.start_step + o + v * kLanes);
   for (int p = 0; p < in.count; ++p) {
     const T* x = in.pieces[p].at + first * in.step;
     for (int64_t k = 0; k < in.pieces[p].count; ++k, ++x, w += V * kLanes) {
@@ -120,7 +113,7 @@ GMK_INLINE void tile(const Input<T>& in, int64_t first, const T* w, const Output
       if constexpr (M == 1)
         for (int v = 0; v < V; ++v) __builtin_prefetch(w + 16 * V * kLanes + v * kLanes);
       pack<T> column[V];
-      for (int v = 0; v < V; ++v) column[v] = read(w + v * kLanes);
+      for (int v = 0; v < V; ++v) column[v] = load(w + v * kLanes);
       for (int m = 0; m < M; ++m) {
         const pack<T> factor(x[m * in.step]);
         for (int v = 0; v < V; ++v) sum[m][v] = fma(factor, column[v], sum[m][v]);
@@ -209,11 +202,11 @@ template <class T> GMK_OUTLINE void product(const Matrix<T>& w, const Positive<T
   strips(w, [&](auto packs, const T* at, int64_t o) {
     constexpr int V = decltype(packs)::value;
     pack<T> sum[V];
-    for (int v = 0; v < V; ++v) sum[v] = read(out.start + o + v * kLanes);
+    for (int v = 0; v < V; ++v) sum[v] = load(out.start + o + v * kLanes);
     for (int64_t k = 0; k < in.count; ++k) {
       const T* row = at + int64_t(in.place[k]) * (V * kLanes);
       const pack<T> factor(in.value[k]);
-      for (int v = 0; v < V; ++v) sum[v] = fma(factor, read(row + v * kLanes), sum[v]);
+      for (int v = 0; v < V; ++v) sum[v] = fma(factor, load(row + v * kLanes), sum[v]);
     }
     for (int v = 0; v < V; ++v) finish(out, 0, o + v * kLanes, w.outputs - o - v * kLanes, sum[v]);
   });

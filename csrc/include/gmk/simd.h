@@ -234,12 +234,15 @@ template <class T> GMK_INLINE pack<T> min(const pack<T>& a, const pack<T>& b) { 
 template <class T> GMK_INLINE pack<T> max(const pack<T>& a, const pack<T>& b) { return select<T>(a > b, a, b); }
 #endif
 
+// Vector by vector: of several at once, as AVX2 needs, GCC copies halves through memory, and waits for them.
 template <class T> GMK_INLINE pack<T> load(const T* p) {
   pack<T> r;
-  std::memcpy(&r, p, sizeof r);
+  for (int i = 0; i < r.count; ++i) std::memcpy(&r.v[i], p + i * native<T>::width, sizeof r.v[i]);
   return r;
 }
-template <class T> GMK_INLINE void store(T* p, const pack<T>& a) { std::memcpy(p, &a, sizeof a); }
+template <class T> GMK_INLINE void store(T* p, const pack<T>& a) {
+  for (int i = 0; i < a.count; ++i) std::memcpy(p + i * native<T>::width, &a.v[i], sizeof a.v[i]);
+}
 
 // The first n lanes (0 <= n <= 16) of memory, zeros beyond; nothing past them is touched.
 template <class T> GMK_INLINE pack<T> load_n(const T* p, int n) {

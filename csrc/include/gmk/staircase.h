@@ -29,16 +29,6 @@ constexpr int kRows = 2;
 template <class T> constexpr int kPacks = 1;
 #endif
 
-// load(), vector by vector: with AVX2, GCC copies a whole pack through memory in halves of vectors, and waits for it.
-template <class T> GMK_INLINE pack<T> read(const T* p) {
-  pack<T> r;
-  for (int i = 0; i < r.count; ++i) std::memcpy(&r.v[i], p + i * native<T>::width, sizeof r.v[i]);
-  return r;
-}
-template <class T> GMK_INLINE void put(T* p, const pack<T>& a) {
-  for (int i = 0; i < a.count; ++i) std::memcpy(p + i * native<T>::width, &a.v[i], sizeof a.v[i]);
-}
-
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Element (r, k) of a matrix is at at[r * row + k * column].
@@ -51,17 +41,17 @@ template <class T> struct View {
 template <class T, int R, int V> GMK_INLINE void tile(T* sums, View<T> w, const T* x, int64_t step, int64_t n) {
   pack<T> sum[R][V];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) sum[r][v] = read(sums + (r * V + v) * kLanes);
+    for (int v = 0; v < V; ++v) sum[r][v] = load(sums + (r * V + v) * kLanes);
   for (int64_t k = 0; k < n; ++k, w.at += w.column, x += step) {
     pack<T> lanes[V];
-    for (int v = 0; v < V; ++v) lanes[v] = read(x + v * kLanes);
+    for (int v = 0; v < V; ++v) lanes[v] = load(x + v * kLanes);
     for (int r = 0; r < R; ++r) {
       const pack<T> factor(w.at[r * w.row]);
       for (int v = 0; v < V; ++v) sum[r][v] = fma(factor, lanes[v], sum[r][v]);
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) put(sums + (r * V + v) * kLanes, sum[r][v]);
+    for (int v = 0; v < V; ++v) store(sums + (r * V + v) * kLanes, sum[r][v]);
 }
 
 // sums[r] += sum over k < n of w(r, k) * x[k], for V packs of lanes; rows of sums are V packs apart, those of x `step`.
@@ -126,7 +116,7 @@ void from_lanes(T* to, int64_t step, const T* from, int64_t lanes, int64_t sampl
     for (int64_t b = 0; b < samples; b += kLanes) {
       T mixed[4 * kLanes];
       const T* at = from + f * lanes + b;
-      const pack<T> rows[4] = {read(at), read(at + lanes), read(at + 2 * lanes), read(at + 3 * lanes)};
+      const pack<T> rows[4] = {load(at), load(at + lanes), load(at + 2 * lanes), load(at + 3 * lanes)};
       interleave(rows, mixed);
       const int64_t some = std::min<int64_t>(kLanes, samples - b);
       for (int64_t p = 0; p < some; ++p)

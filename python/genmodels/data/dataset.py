@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -90,6 +90,36 @@ class ImageDataset:
         x, y = self.splits[split]
         for i in range(0, len(x), batch_size):
             yield Batch(x[i : i + batch_size], None if y is None else y[i : i + batch_size])
+
+
+class Fresh:
+    """Batches of fresh samples; batch ``i`` depends on ``(seed, i)`` and the sampler alone.
+
+    Args:
+        sample: ``sample(n, key=key, first=first)``, rows ``first .. first + n`` of the endless table under ``key``.
+    """
+
+    def __init__(
+        self, sample: Callable[..., Tensor], batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.sample, self.batch_size, self.seed, self.rank, self.world = sample, batch_size, seed, rank, world
+        self.position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position, self.seed = state["position"], state["seed"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        key = torch.tensor([self.seed, self.position])
+        self.position += 1
+        return Batch(self.sample(self.batch_size, key=key, first=self.rank * self.batch_size))
 
 
 class Shuffled:

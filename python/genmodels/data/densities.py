@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 import gmkernels as gmk
 
-from .dataset import Batch
+from .dataset import Fresh
 
 _LN_2PI = math.log(2 * math.pi)
 
@@ -64,37 +63,13 @@ class Density:
         terms = torch.where(log_p.exp() > 0, log_p.exp() * f(log_p), 0.0)
         return float(wx @ terms @ wy)
 
-    def stream(self, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> DensityStream:
+    def stream(self, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> Fresh:
         """Endless fresh samples."""
-        return DensityStream(self, batch_size, seed=seed, rank=rank, world=world)
+        return Fresh(self.sample, batch_size, seed=seed, rank=rank, world=world)
 
     def held_out(self, n: int = 20_000) -> Tensor:
         """The test sample: fixed, and drawn under a key that no training stream uses."""
         return self.sample(n, torch.tensor([0, 2**62]))
-
-
-class DensityStream:
-    """Batches of fresh samples; batch ``i`` depends on ``(seed, i)`` and the process alone."""
-
-    def __init__(self, density: Density, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.density, self.batch_size, self.seed, self.rank, self.world = density, batch_size, seed, rank, world
-        self.position = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position, self.seed = state["position"], state["seed"]
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        key = torch.tensor([self.seed, self.position])
-        self.position += 1
-        return Batch(self.density.sample(self.batch_size, key, first=self.rank * self.batch_size))
 
 
 def _gauss_legendre(low: float, high: float, nodes: int) -> tuple[Tensor, Tensor]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import gmkernels as gmk
 
-from .dataset import Batch
+from .dataset import Batch, Fresh
 
 _TEST, _VALID = 2**62, 2**62 + 1
 
@@ -51,9 +50,9 @@ class Process:
         """Log-probability or -density of samples (n, length) in nats (n,), the stationary law of the beginning included."""
         raise NotImplementedError
 
-    def stream(self, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> ProcessStream:
+    def stream(self, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> Fresh:
         """Endless fresh samples."""
-        return ProcessStream(self, batch_size, seed=seed, rank=rank, world=world)
+        return Fresh(functools.partial(self.sample, length=self.length), batch_size, seed=seed, rank=rank, world=world)
 
     def batches(self, split: str) -> Iterator[Batch]:
         """A fixed sample that no training stream draws."""
@@ -65,31 +64,6 @@ class Process:
     def excerpt(self, length: int) -> Tensor:
         """A sample that was not trained on, to put beside those of a model."""
         return self.sample(1, length, torch.tensor([0, _TEST + 2]))[0]
-
-
-class ProcessStream:
-    """Batches of fresh samples; batch ``i`` depends on ``(seed, i)`` and the process alone."""
-
-    def __init__(self, process: Process, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.process, self.batch_size, self.seed, self.rank, self.world = process, batch_size, seed, rank, world
-        self.position = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position, self.seed = state["position"], state["seed"]
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        key = torch.tensor([self.seed, self.position])
-        self.position += 1
-        first = self.rank * self.batch_size
-        return Batch(self.process.sample(self.batch_size, self.process.length, key, first=first))
 
 
 class AutoregressiveNoise(Process):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import pictures
 from ..data import BatchStream, Dataset, Density, ImageDataset, Table
-from ..data.densities import DensityStream, StandardNormal
+from ..data.densities import StandardNormal
 from ..errors import DataError
 from ..recipe import Recipe
 from ..training import Fit
@@ -155,7 +155,7 @@ class VariationalRecipe(FlowRecipe):
     def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
         if self.from_samples(dataset):
             return super().stream(dataset, rank=rank, world=world)
-        return DensityStream(StandardNormal(), self.batch(dataset), seed=self.fit.seed, rank=rank, world=world)
+        return StandardNormal().stream(self.batch(dataset), seed=self.fit.seed, rank=rank, world=world)
 
 
 def _some(dataset: Dataset) -> Tensor:
