@@ -125,7 +125,7 @@ def _checked(
 
 
 def _fit(x: Tensor, width: int | None, parameters: Sequence[Tensor | None]) -> bool:
-    """Whether nothing is wrong: the usual case, looked at in two microseconds."""
+    """Whether nothing is wrong: the usual case, looked at in three microseconds."""
     try:
         dtype, on_cpu, (_, features) = x.dtype, x.is_cpu, x.shape
         if dtype not in checks.FLOATING:
