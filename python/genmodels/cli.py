@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -60,6 +60,8 @@ class Sample:
     seed: int = 0
     temperature: float = 1.0
     """Scale of the latent noise: below 1, likelier and less varied samples."""
+    weights: Literal["best", "last"] = "best"
+    """Of a run that kept its best weights, these or its last."""
     backend: str = "auto"
 
 
@@ -73,6 +75,8 @@ class Evaluate:
     """test or valid."""
     record: Path | None = None
     """Append the figures, with the run's options and the versions they were made with, to this JSON-lines file."""
+    weights: Literal["best", "last"] = "best"
+    """Of a run that kept its best weights, these or its last."""
     backend: str = "auto"
 
 
@@ -192,15 +196,26 @@ def _train(args: list[str]) -> int:
         if result.stopped:
             print(f"stopped by {result.stopped} at step {result.step}; the same command continues from there")
             return 128 + getattr(signal, result.stopped, signal.SIGTERM)
-        load_weights(model, out)
+        _say_weights(out, load_weights(model, out))
         figures, files = recipe.report(model, dataset, out, read_log(out / "log.jsonl"))
     summary = {"step": result.step, "seconds": round(result.seconds, 1), **figures}
     write_atomically(out / "result.json", (json.dumps(summary, indent=1) + "\n").encode())
     print(f"budget used: {result.step} steps in {result.seconds:.0f} s (a larger one continues this run)")
     for name, value in figures.items():
         print(f"{name.replace('_', ' ').replace('bits per dim', 'bits/dim'):<27} {value:.4f}")
+    if judge := recipe.judged_by(model, dataset, "test"):
+        print(f"judged by {judge}")
     print("wrote " + ", ".join(str(path) for path in files))
     return 0
+
+
+def _say_weights(run: Path, step: int) -> None:
+    """Which weights are used, where a run kept better ones than its last."""
+    from .training import best_weights
+
+    if (found := best_weights(run)) and found[1]["step"] == step:
+        state = found[1]
+        print(f"weights of step {step}, the best by {state['metric']} ({state['value']:.4f})", file=sys.stderr)
 
 
 def _backends() -> str:
@@ -216,7 +231,7 @@ def _unused(out: Path) -> Path:
     return found
 
 
-def _open(run: Path) -> tuple[Recipe, Any, Any]:
+def _open(run: Path, weights: Literal["best", "last"]) -> tuple[Recipe, Any, Any, int]:
     from .training import load_weights
 
     path = run / "config.json"
@@ -229,13 +244,14 @@ def _open(run: Path) -> tuple[Recipe, Any, Any]:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     dataset = recipe.dataset()
     model = recipe.build(dataset)
-    load_weights(model, run)
-    return recipe, dataset, model
+    step = load_weights(model, run, weights)
+    _say_weights(run, step)
+    return recipe, dataset, model, step
 
 
 def _sample(options: Sample) -> int:
     with gmk.use_backend(options.backend):
-        recipe, dataset, model = _open(options.run)
+        recipe, dataset, model, _ = _open(options.run, options.weights)
         path = options.out or options.run / f"samples-{options.seed}.png"
         if path.exists():
             raise GenmodelsError(f"{path} exists; give another --out")
@@ -249,9 +265,12 @@ def _evaluate(options: Evaluate) -> int:
     if options.split not in ("valid", "test"):
         raise GenmodelsError(f"--split must be test or valid, got {options.split!r}")
     with gmk.use_backend(options.backend):
-        recipe, dataset, model = _open(options.run)
+        recipe, dataset, model, step = _open(options.run, options.weights)
         figures = recipe.evaluate(model, dataset, options.split)
+        judge = recipe.judged_by(model, dataset, options.split)
+    if judge:
+        print(f"judged by {judge}", file=sys.stderr)
     print(json.dumps(figures))
     if options.record:
-        append(options.record, options.run, figures)
+        append(options.record, options.run, figures, step, judge)
     return 0

@@ -15,7 +15,7 @@ from torch import nn
 from . import data
 from .data import BatchStream, Dataset
 from .errors import GenmodelsError
-from .training import Fit, Part, Result, fit
+from .training import Best, Fit, Part, Result, fit
 
 # What may change between two starts of one run.
 _FREE = ("max_seconds", "max_steps", "evaluations", "log_every", "checkpoint_seconds", "device")
@@ -55,6 +55,14 @@ class Recipe:
         """Optimizers by name; None for one AdamW of everything."""
         return None
 
+    def best(self, dataset: Dataset) -> Best | None:
+        """The figure of :meth:`evaluate` on ``valid`` by which to keep a run's best weights; None to use its last."""
+        return None
+
+    def judged_by(self, model: nn.Module, dataset: Dataset, split: str) -> str:
+        """What figures were measured with, in words, where their names do not say it."""
+        return ""
+
     def train(
         self, model: nn.Module, dataset: Dataset, out: Path, *, rank: int, world: int, fingerprint: Mapping[str, Any]
     ) -> Result:
@@ -67,6 +75,7 @@ class Recipe:
             parts=self.parts(model),
             evaluate=lambda m: self.evaluate(m, dataset, "valid"),
             fingerprint=fingerprint,
+            best=self.best(dataset),
         )
 
     def evaluate(self, model: nn.Module, dataset: Dataset, split: str) -> dict[str, float]:

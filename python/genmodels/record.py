@@ -1,7 +1,8 @@
 """Figures of trained models that stay: one JSON object a line, with all that is needed to make them again.
 
-``model data seed`` say what was trained, ``recipe`` with which options, ``step seconds`` for how long, ``figures`` how
-good it is, ``environment`` with which versions and on what.
+``model data seed`` say what was trained, ``recipe`` with which options, ``step seconds`` for how long, ``weights`` which
+step's weights were judged, ``figures`` how good they are, ``judged_by`` with what, where that needs saying, and
+``environment`` with which versions and on what.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import gmkernels as gmk
 from .training import read_log
 
 
-def append(path: Path, run: Path, figures: Mapping[str, float]) -> None:
+def append(
+    path: Path, run: Path, figures: Mapping[str, float], weights: int | None = None, judged_by: str = ""
+) -> None:
     """Append the figures of a run to a JSON-lines file."""
     config = json.loads((run / "config.json").read_text())
     recipe = config["recipe"]
@@ -32,7 +35,9 @@ def append(path: Path, run: Path, figures: Mapping[str, float]) -> None:
         "seed": recipe["fit"]["seed"],
         "step": trained[-1]["step"],
         "seconds": trained[-1]["seconds"],
+        **({} if weights is None else {"weights": weights}),
         "figures": {name: round(value, 5) for name, value in figures.items()},
+        **({"judged_by": judged_by} if judged_by else {}),
         "recipe": recipe,
         "environment": environment(),
     }

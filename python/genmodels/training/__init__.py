@@ -1,6 +1,8 @@
 """Training: :func:`fit`, and the checkpoints and logs it writes."""
 
-from .fit import Fit, Part, Result, fit, load_weights
+from .config import Best, Fit, Part, Result
+from .fit import fit
 from .log import read_log
+from .weights import best_weights, load_weights
 
-__all__ = ["Fit", "Part", "Result", "fit", "load_weights", "read_log"]
+__all__ = ["Best", "Fit", "Part", "Result", "best_weights", "fit", "load_weights", "read_log"]

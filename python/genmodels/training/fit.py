@@ -9,80 +9,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data import BatchStream
 from ..errors import CheckpointError, GenmodelsError
-from . import checkpoint
+from . import checkpoint, weights
+from .config import Best, Fit, Part, Result
 from .distributed import Group, local_device
 from .log import Log
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """How to train. The run ends at the first budget that is used up, counting what earlier, stopped runs used."""
-
-    max_seconds: float | None = None
-    """Time budget of the training loop."""
-    max_steps: int | None = None
-    """Step budget."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW."""
-    weight_decay: float = 0.0
-    warmup_steps: int = 50
-    """Steps of linear warm-up. Then the rate falls as half a cosine over the budget, to zero."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 turns clipping off."""
-    accumulate: int = 1
-    """Batches per step."""
-    ema: float = 0.0
-    """Decay of the moving average of the weights that is evaluated and sampled from; 0 for none."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the forward pass under autocast."""
-    evaluations: int = 10
-    """How often to evaluate along the way."""
-    log_every: int = 10
-    """Steps between lines of the log."""
-    checkpoint_seconds: float = 30.0
-    """Seconds between checkpoints. There is always one at the end."""
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.max_seconds is None and self.max_steps is None:
-            raise ValueError("Fit: give max_seconds or max_steps, or both")
-        for name in ("accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Fit: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"Fit: ema must be in [0, 1), got {self.ema}")
-
-
-@dataclass
-class Part:
-    """An optimizer of some of a model's parameters, and how many updates (each on fresh batches) it makes a step."""
-
-    optimizer: torch.optim.Optimizer
-    updates: int = 1
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-
-@dataclass
-class Result:
-    """How a run ended: ``stopped`` is None when its budget is used up, else the name of the signal."""
-
-    step: int
-    seconds: float
-    stopped: str | None
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def fit(
@@ -94,6 +34,7 @@ def fit(
     parts: Mapping[str, Part] | None = None,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     fingerprint: Mapping[str, Any] | None = None,
+    best: Best | None = None,
 ) -> Result:
     """Train ``model`` on ``stream``, continuing the run in ``out`` if there is one.
 
@@ -109,6 +50,8 @@ def fit(
         parts: optimizers by name; one AdamW for everything if None. Their learning rates follow ``config``'s schedule.
         evaluate: called now and then, and at the end, with the weights to judge (the average, if there is one).
         fingerprint: what makes this run itself; a checkpoint with another one is refused.
+        best: a figure of ``evaluate`` by which to keep the best weights judged so far, in ``best.safetensors``;
+            :func:`load_weights` prefers them.
 
     SIGINT and SIGTERM finish the step, save, and return with ``stopped`` set; a second SIGINT interrupts at once.
 
@@ -116,7 +59,7 @@ def fit(
         CheckpointError: the checkpoints in ``out`` are damaged or belong to a different run.
         GenmodelsError: the loss stayed NaN or infinite for 20 steps.
     """
-    return _Run(model, stream, Path(out), config, parts, evaluate, dict(fingerprint or {})).go()
+    return _Run(model, stream, Path(out), config, parts, evaluate, dict(fingerprint or {}), best).go()
 
 
 class _Run:
@@ -129,6 +72,7 @@ class _Run:
         parts: Mapping[str, Part] | None,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None,
         fingerprint: dict[str, Any],
+        best: Best | None,
     ) -> None:
         self.config, self.stream, self.out, self.evaluate = config, stream, out, evaluate
         # As it comes back from JSON: tuples as lists.
@@ -145,6 +89,7 @@ class _Run:
         self.losses = self.group.wrap(model, len(self.parts) > 1)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.signal: str | None = None
+        self.best, self.record = best, math.nan
 
     # The state of a run, and nothing else, decides how it goes on.
 
@@ -191,16 +136,16 @@ class _Run:
                 f"{path} belongs to another run, with {', '.join(differ)} where {', '.join(wanted)} was asked for: "
                 "choose another folder"
             )
-        weights = _strip(tensors, "model.")
+        trained = weights.strip(tensors, "model.")
         try:
-            self.model.load_state_dict(weights)
+            self.model.load_state_dict(trained)
             for name, part in self.parts.items():
                 packed = checkpoint.unpack_optimizer(f"optimizer.{name}", tensors, state["optimizers"][name])
                 part.optimizer.load_state_dict(packed)
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path} does not fit this model: {str(error).splitlines()[0]}") from None
         if self.ema:
-            self.ema = {k: v.to(self.device) for k, v in (_strip(tensors, "ema.") or weights).items()}
+            self.ema = {k: v.to(self.device) for k, v in (weights.strip(tensors, "ema.") or trained).items()}
         torch.set_rng_state(tensors[f"rng.{self.group.rank}.cpu"])
         if self.device.type == "cuda" and (cuda := tensors.get(f"rng.{self.group.rank}.cuda")) is not None:
             torch.cuda.set_rng_state(cuda, self.device)
@@ -215,6 +160,10 @@ class _Run:
         resumed = self.load()
         if len(steps := set(group.gather(self.step))) > 1:
             raise CheckpointError(f"the processes see different checkpoints in {self.out}, of steps {sorted(steps)}")
+        if resumed and self.best:
+            self.record = weights.best_value(self.out, self.best)
+        elif not resumed and group.rank == 0:
+            (self.out / weights.BEST).unlink(missing_ok=True)
         log = Log(self.out) if group.rank == 0 else None
         if log:
             log.write("resume" if resumed else "start", self.step, {"seconds": self.seconds})
@@ -267,7 +216,8 @@ class _Run:
         """One step: every part's updates, then the moving average."""
         config = self.config
         warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
-        factor = warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress())))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress())))
+        factor = warm * (cosine if config.schedule == "cosine" else 1.0)
         self.model.train()
         values: dict[str, Tensor] = {"lr": torch.tensor(config.lr * factor)}
         several = len(self.parts) > 1
@@ -278,6 +228,8 @@ class _Run:
             with self.only(parameters) if several else contextlib.nullcontext():
                 for _ in range(part.updates):
                     found = self.descend(part.optimizer, parameters, (name,) if several else ())
+                    if part.after_update:
+                        part.after_update()
                     values |= {f"{name}.{k}": v for k, v in found.items()} if several else found
         values.setdefault("loss", values.get(f"{next(iter(self.parts))}.loss", torch.tensor(math.nan)))
         if self.ema:
@@ -348,9 +300,22 @@ class _Run:
             finally:
                 if self.ema:
                     self.model.load_state_dict(trained)
+        if self.best:
+            self.keep(self.best, found)
         history.append({"step": self.step, "seconds": self.seconds, **found})
         if log:
             log.write("evaluate", self.step, {"seconds": self.seconds, **found})
+
+    def keep(self, best: Best, found: Mapping[str, float]) -> None:
+        """Write the weights just judged if none were better."""
+        if best.metric not in found:
+            raise GenmodelsError(f"the best weights are those of {best.metric!r}, evaluated were {', '.join(found)}")
+        value = found[best.metric]
+        if best.better(value, self.record):
+            tensors = {f"model.{k}": v for k, v in (self.ema or self.live).items()}
+            state = {"step": self.step, "seconds": self.seconds, "value": value, **asdict(best)}
+            checkpoint.save(self.out / weights.BEST, tensors, state | {"fingerprint": self.fingerprint})
+            self.record = value
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -371,20 +336,3 @@ class _Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def load_weights(model: nn.Module, out: Path) -> int:
-    """Load the weights to use (the average, if there is one) of the newest intact checkpoint; returns its step."""
-    found = checkpoint.load_newest(Path(out))
-    if found is None:
-        raise CheckpointError(f"there is no checkpoint in {out}")
-    tensors, state, path = found
-    try:
-        model.load_state_dict(_strip(tensors, "ema.") or _strip(tensors, "model."))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit this model: {str(error).splitlines()[0]}") from None
-    return int(state["step"])
-
-
-def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
