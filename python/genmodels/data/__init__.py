@@ -7,9 +7,11 @@ from pathlib import Path
 
 from ..errors import DataError
 from .audio import AudioDataset, alsa, read_wav, resample, wav_folder, write_wav
+from .colour import apart, emoji, photos
 from .dataset import Batch, BatchStream, Dataset, ImageDataset, Shuffled, shifted, stratified
 from .densities import DENSITIES, Density
 from .images import digits, fashion_mnist, image_folder, mnist5k
+from .pairs import TASKS, PairDataset, PairStream, UnpairedDataset, UnpairedStream, paired, unpaired
 from .processes import AutoregressiveNoise, MarkovLevels, Process
 from .tables import Table, is_table, table
 
@@ -17,6 +19,7 @@ __all__ = [
     "DENSITIES",
     "IMAGES",
     "SOUNDS",
+    "TASKS",
     "AudioDataset",
     "AutoregressiveNoise",
     "Batch",
@@ -25,26 +28,38 @@ __all__ = [
     "Density",
     "ImageDataset",
     "MarkovLevels",
+    "PairDataset",
+    "PairStream",
     "Process",
     "Shuffled",
     "Table",
+    "UnpairedDataset",
+    "UnpairedStream",
     "alsa",
+    "apart",
     "digits",
+    "emoji",
     "fashion_mnist",
     "image_folder",
     "load",
     "mnist5k",
+    "paired",
+    "photos",
     "read_wav",
     "resample",
     "shifted",
     "sound",
     "stratified",
     "table",
+    "unpaired",
     "wav_folder",
     "write_wav",
 ]
 
-IMAGES: dict[str, Callable[[], ImageDataset]] = {"mnist5k": mnist5k, "digits": digits, "fashion-mnist": fashion_mnist}
+IMAGES: dict[str, Callable[..., ImageDataset]] = {
+    "mnist5k": mnist5k, "digits": digits, "fashion-mnist": fashion_mnist, "emoji": emoji, "photos": photos
+}  # fmt: skip
+_SIZED = ("emoji", "photos")
 SOUNDS: dict[str, Callable[..., AudioDataset | Process]] = {
     "alsa": alsa, "resonances": AutoregressiveNoise, "markov": MarkovLevels
 }  # fmt: skip
@@ -53,9 +68,11 @@ SOUNDS: dict[str, Callable[..., AudioDataset | Process]] = {
 def load(name: str, *, size: int = 32, channels: int = 3) -> ImageDataset | Density | Table:
     """A data set by name: one of ``IMAGES`` or ``DENSITIES``, or the path of a folder of pictures or of a table.
 
-    ``size`` and ``channels`` apply to pictures only; a path is recognised by containing a separator or existing, a table
-    by the ending .npy or by a file train.npy in the folder.
+    ``size`` applies to pictures, emoji and photos only, ``channels`` to pictures; a path is recognised by containing a
+    separator or existing, a table by the ending .npy or by a file train.npy in the folder.
     """
+    if name in _SIZED:
+        return IMAGES[name](size)
     if name in IMAGES:
         return IMAGES[name]()
     if name in DENSITIES:
