@@ -1,0 +1,306 @@
+"""The adversarial game: Goodfellow et al., "Generative adversarial nets", 2014, and what every later form shares."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gmkernels as gmk
+
+from ..model import Model
+from ..training import Part
+from .networks import (
+    ConvGenerator,
+    Discriminator,
+    MLPGenerator,
+    Norm,
+    batch_coupled,
+    conv_trunk,
+    initialise,
+    mlp_trunk,
+    slerp,
+)
+from .techniques import Techniques
+
+Penalty = Literal["none", "gradient", "r1", "r2", "dragan"]
+
+
+class BatchCoupled(UserWarning):
+    """A penalty on the gradient of each sample's score, in a network where samples of a batch see each other."""
+
+
+class GAN(Model):
+    """A generator and a discriminator with opposite aims. With logits ``l = D(x)``, means over the batch:
+
+    - critic: ``softplus(-l(real)) + smoothing l(real) + softplus(l(fake))``, that is the binary cross-entropy with
+      target ``1 - smoothing`` for real samples,
+    - generator: ``softplus(-l(fake))``, or with ``saturating`` the ``-softplus(l(fake))`` of equation 1; with feature
+      matching the squared distance of mean features instead.
+
+    Images are in [-1, 1] inside, and outside in [0, 1] or uint8 in ``[0, levels)``; vectors are standardised by
+    ``location`` and ``scale``. Real and fake samples go through the discriminator as batches of their own.
+
+    Args:
+        shape: of a sample: (channels, height, width), or (features,).
+        latents: size of the normal noise.
+        generator, discriminator: networks; if not given, perceptrons with hidden layers of ``hidden`` units.
+        levels: number of values of an integer pixel.
+        saturating: the generator minimises ``log(1 - D(G(z)))``.
+        penalty: on the gradient of the score, added to the critic's loss: ``gradient`` (between real and fake samples),
+            ``r1`` (at real ones), ``r2`` (at fake ones) or ``dragan`` (round real ones); see :func:`gmkernels.gradient_penalty`.
+        penalty_weight: its ``lambda_`` or ``gamma``.
+        techniques: see :class:`Techniques`.
+        location, scale: mean and deviation of vectors, (features,) each.
+
+    Raises:
+        ValueError: a shape, number or name outside what is described here.
+    """
+
+    location: Tensor
+    scale: Tensor
+    updates: Tensor
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        *,
+        latents: int = 64,
+        hidden: Sequence[int] = (256, 256),
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        levels: int = 256,
+        saturating: bool = False,
+        penalty: Penalty = "none",
+        penalty_weight: float = 10.0,
+        techniques: Techniques | None = None,
+        location: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape: tuple[int, ...] = (shape,) if isinstance(shape, int) else tuple(shape)
+        if len(self.shape) not in (1, 3) or min(self.shape) < 1:
+            raise ValueError(
+                f"{type(self).__name__}: shape must be (features,) or (channels, height, width), got {self.shape}"
+            )
+        if latents < 1 or levels < 2:
+            raise ValueError(f"{type(self).__name__}: latents must be 1 and levels 2 or more, got {latents}, {levels}")
+        if penalty not in ("none", "gradient", "r1", "r2", "dragan"):
+            raise ValueError(
+                f"{type(self).__name__}: penalty must be 'none', 'gradient', 'r1', 'r2' or 'dragan', got {penalty!r}"
+            )
+        self.latents, self.levels, self.saturating = latents, levels, saturating
+        self.penalty, self.penalty_weight = penalty, penalty_weight
+        self.techniques = techniques or Techniques()
+        self.generator = generator or MLPGenerator(self.shape, latents, hidden)
+        self.discriminator = discriminator or Discriminator(*mlp_trunk(self.shape, hidden))
+        coupled = batch_coupled(self.discriminator)
+        if penalty != "none" and coupled:
+            warnings.warn(
+                f"a penalty on each sample's gradient is ill-defined where samples of a batch see each other: "
+                f"{', '.join(coupled)}",
+                BatchCoupled,
+                stacklevel=2,
+            )
+        self.least = 2 if coupled or batch_coupled(self.generator) else 1
+        if not self.images:
+            self.register_buffer("location", torch.zeros(self.shape) if location is None else location)
+            self.register_buffer("scale", torch.ones(self.shape) if scale is None else scale)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def images(self) -> bool:
+        """Whether samples are images, not vectors."""
+        return len(self.shape) == 3
+
+    # What goes in and what comes out.
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Samples as the networks see them.
+
+        Raises:
+            ValueError: another shape than the model's, or floating-point pixels outside [0, 1].
+            TypeError: integers other than uint8.
+        """
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"expected samples (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        if x.dtype == torch.uint8 and self.images:
+            return x.to(self.dtype).mul_(2 / (self.levels - 1)).sub_(1)
+        if not x.is_floating_point():
+            raise TypeError(f"samples must be uint8 images or floating-point, got {x.dtype}")
+        if not self.images:
+            return ((x - self.location) / self.scale).to(self.dtype)
+        if len(x) and not torch.compiler.is_compiling():
+            low, high = (float(end) for end in x.aminmax())
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"floating-point pixels must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
+        return x.to(self.dtype).mul(2).sub_(1)
+
+    def outside(self, x: Tensor) -> Tensor:
+        """What the generator makes, as images in [0, 1] or vectors of the data's scale."""
+        return (x + 1) / 2 if self.images else x * self.scale + self.location
+
+    def noise(self, n: int, key: Tensor | int | None = None, *, first: int = 0) -> Tensor:
+        """``n`` latents (n, latents), standard normal; rows ``first .. first + n`` of the endless table under ``key``."""
+        return gmk.random.normal(self.key(key), (n, self.latents), first=first).to(self.dtype)
+
+    # The game.
+
+    def losses(self, batch: Any, part: str) -> dict[str, Tensor]:
+        """The loss of ``critic`` or ``generator`` on a batch (its ``x``); call them in this order."""
+        if part not in ("critic", "generator"):
+            raise ValueError(f"part must be 'critic' or 'generator', got {part!r}")
+        real = self.inside(self.real(batch))
+        if len(real) < self.least:
+            raise ValueError(
+                f"a batch of {len(real)} is too small: batch norm and minibatch discrimination compare its samples"
+            )
+        return self.critic_losses(batch, real) if part == "critic" else self.generator_losses(real)
+
+    def real(self, batch: Any) -> Tensor:
+        """The samples of a batch that the discriminator is to call real."""
+        return cast(Tensor, batch.x)
+
+    def critic_losses(self, batch: Any, real: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            fake = self.generator(self.noise(len(real)))
+        found = self.judge(self.discriminator(real), self.discriminator(fake))
+        if self.penalty != "none":
+            found["penalty"] = self.penalise(real, fake)
+            found["loss"] = found["loss"] + found["penalty"]
+        return found
+
+    def judge(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """The critic's loss of the scores (B,) of real and fake samples, and figures to log."""
+        smoothing = self.techniques.label_smoothing
+        loss = F.softplus(-real).mean() + F.softplus(fake).mean()
+        if smoothing:
+            loss = loss + smoothing * real.mean()
+        return {
+            "loss": loss,
+            "real": real.detach().sigmoid().mean(),
+            "fake": fake.detach().sigmoid().mean(),
+        }
+
+    def penalise(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The penalty on the gradient of the score."""
+        if self.penalty == "gradient":
+            return gmk.gradient_penalty(self.discriminator, real, fake, lambda_=self.penalty_weight)
+        if self.penalty == "r1":
+            return gmk.r1_penalty(self.discriminator, real, self.penalty_weight)
+        if self.penalty == "r2":
+            return gmk.r2_penalty(self.discriminator, fake, self.penalty_weight)
+        return gmk.dragan_penalty(self.discriminator, real, lambda_=self.penalty_weight)
+
+    def generator_losses(self, real: Tensor) -> dict[str, Tensor]:
+        fake = self.generator(self.noise(len(real)))
+        if not self.techniques.feature_matching:
+            return {"loss": self.fool(self.discriminator(fake))}
+        with torch.no_grad():
+            wanted = self.discriminator.features(real)  # type: ignore[operator]
+        return {"loss": gmk.feature_matching_loss(wanted, self.discriminator.features(fake))}  # type: ignore[operator]
+
+    def fool(self, fake: Tensor) -> Tensor:
+        """The generator's loss of the scores (B,) of its samples."""
+        return -F.softplus(fake).mean() if self.saturating else F.softplus(-fake).mean()
+
+    def updated(self, part: str) -> None:
+        """To be called after every update of a part."""
+        if part == "generator":
+            self.updates += 1
+
+    def parts(
+        self,
+        *,
+        lr: float = 2e-4,
+        critic_lr: float | None = None,
+        betas: tuple[float, float] = (0.5, 0.999),
+        n_critic: int = 1,
+    ) -> dict[str, Part]:
+        """Optimizers for :func:`genmodels.training.fit`: by default those of Radford et al. 2016, section 4."""
+        return {
+            name: Part(
+                self.optimizer(getattr(self, network), rate, betas), count, functools.partial(self.updated, name)
+            )
+            for name, network, rate, count in (
+                ("critic", "discriminator", critic_lr or lr, n_critic),
+                ("generator", "generator", lr, 1),
+            )
+        }
+
+    def optimizer(self, network: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(network.parameters(), lr, betas, fused=True)
+
+    # What it is for.
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Images in [0, 1], or vectors, of latents (N, latents)."""
+        if z.dim() != 2 or z.shape[1] != self.latents:
+            raise ValueError(f"latents must have shape (batch, {self.latents}), got {tuple(z.shape)}")
+        parts = [self.outside(self.generator(part)) for part in z.split(500)]
+        return torch.cat(parts) if parts else z.new_empty(0, *self.shape)
+
+    def sample(self, n: int, *, key: Tensor | int | None = None, temperature: float = 1.0) -> Tensor:
+        """``n`` samples (n, *shape). In evaluation mode a sample does not depend on the others drawn with it."""
+        return self.decode(temperature * self.noise(n, key))
+
+    def interpolate(self, a: Tensor, b: Tensor, steps: int = 9, *, spherical: bool = True) -> Tensor:
+        """Samples (N, steps, *shape) from latents ``a`` to ``b`` (N, latents), on the sphere or straight."""
+        t = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)[None, :, None]
+        a, b = a[:, None], b[:, None]
+        z = slerp(a, b, t) if spherical else (1 - t) * a + t * b
+        return self.decode(z.flatten(0, 1)).unflatten(0, (len(a), steps))
+
+    def arithmetic(self, z1: Tensor, z2: Tensor, z3: Tensor, *, rescale: bool = True) -> Tensor:
+        """Samples of ``z1 - z2 + z3`` (N, latents) (Radford et al. 2016, section 6.3.2).
+
+        Three unrelated latents make one that is about 1.7 times too long; ``rescale`` brings it to the length of noise.
+        """
+        z = z1 - z2 + z3
+        if rescale:
+            z = z * (math.sqrt(self.latents) / z.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        return self.decode(z)
+
+
+class DCGAN(GAN):
+    """A GAN of strided convolutions by the guidelines of Radford et al. 2016, section 3.
+
+    No pooling, no hidden linear layers; normalisation everywhere but at the generator's output and the discriminator's
+    input; ReLU and tanh in the generator, LeakyReLU 0.2 in the discriminator; weights from N(0, 0.02).
+
+    Args:
+        shape: (channels, height, width) with sides that halve evenly to 4 to 7 pixels: 28, 32, 64, ...
+        width: channels of the largest inner images.
+        norm: of both networks; ``critic_norm`` of the discriminator alone.
+        minibatch: closeness features of minibatch discrimination.
+        dropout: of the discriminator's channels.
+        options: see :class:`GAN`.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        latents: int = 100,
+        width: int = 64,
+        norm: Norm = "batch",
+        critic_norm: Norm | None = None,
+        minibatch: int = 0,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> None:
+        shape = tuple(shape)
+        generator = ConvGenerator(shape, latents, width, norm)
+        trunk = conv_trunk(shape, width, norm if critic_norm is None else critic_norm, dropout)
+        discriminator = Discriminator(*trunk, minibatch=minibatch)
+        for network in (generator, discriminator):
+            initialise(network)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        super().__init__(shape, latents=latents, generator=generator, discriminator=discriminator, **options)

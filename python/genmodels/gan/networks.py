@@ -1,0 +1,192 @@
+"""Generators and discriminators: perceptrons for anything, strided convolutions for images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+import gmkernels as gmk
+
+Norm = Literal["batch", "layer", "virtual", "none"]
+Shape = tuple[int, ...]
+
+
+def normalisation(kind: Norm, shape: Shape) -> list[nn.Module]:
+    """A layer, or none, that normalises samples of ``shape``: channels first, or features alone.
+
+    ``batch`` over the batch, ``layer`` over each sample, ``virtual`` over a fixed reference batch and the sample itself.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind == "batch":
+        return [nn.BatchNorm1d(shape[0]) if len(shape) == 1 else nn.BatchNorm2d(shape[0])]
+    if kind == "layer":
+        return [nn.LayerNorm(list(shape))]
+    if kind == "virtual":
+        return [gmk.nn.VirtualBatchNorm(shape[0])]
+    if kind != "none":
+        raise ValueError(f"norm must be 'batch', 'layer', 'virtual' or 'none', got {kind!r}")
+    return []
+
+
+def halvings(shape: Shape) -> int:
+    """How often the convolutional networks halve images of ``shape`` (C, H, W): to 4 to 7 pixels.
+
+    Raises:
+        ValueError: a side is odd, or cannot be brought below 8 pixels by halving.
+    """
+    steps, sides = 0, list(shape[1:])
+    while min(sides) >= 8 and all(side % 2 == 0 for side in sides):
+        steps, sides = steps + 1, [side // 2 for side in sides]
+    if len(shape) != 3 or not steps or min(sides) >= 8:
+        raise ValueError(
+            "the convolutional networks need images (channels, height, width) whose sides halve evenly to fewer than "
+            f"8 pixels, such as 28, 32 or 64, got {tuple(shape)}"
+        )
+    return steps
+
+
+class ConvGenerator(nn.Sequential):
+    """Latents (B, latents) to images (B, *shape) in [-1, 1], after Radford et al., "Unsupervised representation learning
+    with deep convolutional generative adversarial networks", 2016, section 3.
+
+    A linear map to the smallest image, then 4x4 transposed convolutions of stride 2; ReLU and, but for the output,
+    normalisation after each; tanh. ``width`` channels before the last, twice as many at every step down.
+    """
+
+    def __init__(self, shape: Shape, latents: int, width: int = 64, norm: Norm = "batch") -> None:
+        steps = halvings(shape)
+        channels, height, width_ = shape[0], shape[1] >> steps, shape[2] >> steps
+        wide = width << (steps - 1)
+        first = (wide, height, width_)
+        layers: list[nn.Module] = [nn.Linear(latents, math.prod(first), bias=norm == "none"), nn.Unflatten(1, first)]
+        layers += [*normalisation(norm, first), nn.ReLU(inplace=True)]
+        for step in range(1, steps):
+            size = (wide >> step, height << step, width_ << step)
+            layers.append(nn.ConvTranspose2d(2 * size[0], size[0], 4, 2, 1, bias=norm == "none"))
+            layers += [*normalisation(norm, size), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh())
+
+
+class MLPGenerator(nn.Sequential):
+    """Latents (B, latents) to vectors, or to images in [-1, 1], through fused linear layers and ReLU."""
+
+    def __init__(self, shape: Shape, latents: int, hidden: Sequence[int] = (256, 256), norm: Norm = "none") -> None:
+        layers: list[nn.Module] = []
+        if norm == "none":
+            layers.append(gmk.nn.MLP(latents, hidden, math.prod(shape)))
+        else:
+            for inputs, outputs in zip((latents, *hidden), hidden, strict=False):
+                layers += [nn.Linear(inputs, outputs, bias=False), *normalisation(norm, (outputs,)), nn.ReLU()]
+            layers.append(nn.Linear((latents, *hidden)[-1], math.prod(shape)))
+        super().__init__(*layers, *([nn.Tanh(), nn.Unflatten(1, shape)] if len(shape) > 1 else []))
+
+
+class Discriminator(nn.Module):
+    """A trunk that makes features of samples, and a head that makes a score, or several, of features.
+
+    Args:
+        trunk: samples (B, ...) to features (B, features).
+        features: their number.
+        outputs: scores of a sample.
+        minibatch: closeness features of minibatch discrimination that the head sees beside them (Salimans et al. 2016,
+            section 3.2); 0 for none.
+        minibatch_dim: the size of the space each is measured in.
+        dropout: probability for the features, in training.
+
+    ``forward``: (B, ...) to (B,), or (B, outputs) if these are several.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        features: int,
+        outputs: int = 1,
+        *,
+        minibatch: int = 0,
+        minibatch_dim: int = 5,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        head: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
+        if minibatch:
+            head.append(gmk.nn.MinibatchDiscrimination(features, minibatch, minibatch_dim))
+        self.head = nn.Sequential(*head, nn.Linear(features + minibatch, outputs))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the trunk makes of samples: (B, features)."""
+        return self.trunk(x)
+
+    def score(self, features: Tensor) -> Tensor:
+        """What the head makes of features."""
+        found = self.head(features)
+        return found.squeeze(1) if found.shape[1] == 1 else found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(self.features(x))
+
+
+def conv_trunk(shape: Shape, width: int = 64, norm: Norm = "batch", dropout: float = 0.0) -> tuple[nn.Sequential, int]:
+    """The mirror of :class:`ConvGenerator`, and how many features it makes.
+
+    4x4 convolutions of stride 2 and LeakyReLU 0.2; ``width`` channels after the first, twice as many at every step
+    down; no normalisation at the input. ``dropout`` drops channels.
+    """
+    steps, layers, inputs = halvings(shape), [], shape[0]
+    size = shape
+    for step in range(steps):
+        size = (width << step, size[1] // 2, size[2] // 2)
+        normal = normalisation(norm, size) if step else []
+        layers += [nn.Conv2d(inputs, size[0], 4, 2, 1, bias=not normal), *normal, nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Dropout2d(dropout)] if dropout else []
+        inputs = size[0]
+    return nn.Sequential(*layers, nn.Flatten()), math.prod(size)
+
+
+def mlp_trunk(shape: Shape, hidden: Sequence[int] = (256, 256), norm: Norm = "none") -> tuple[nn.Sequential, int]:
+    """Fused linear layers with ReLU between and after, and how many features they make."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    if norm == "none":
+        layers += [gmk.nn.MLP(math.prod(shape), hidden[:-1], hidden[-1]), nn.ReLU()]
+    else:
+        for i, (inputs, outputs) in enumerate(zip((math.prod(shape), *hidden), hidden, strict=False)):
+            layers += [nn.Linear(inputs, outputs), *(normalisation(norm, (outputs,)) if i else []), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers), hidden[-1]
+
+
+def initialise(network: nn.Module, std: float = 0.02) -> None:
+    """Radford et al. 2016, section 4: weights from N(0, std), here also of the scales of batch norm round 1."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.normal_(layer.weight, 0.0, std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(layer.weight, 1.0, std)
+            nn.init.zeros_(layer.bias)
+
+
+def batch_coupled(network: nn.Module) -> list[str]:
+    """The layers of a network in which samples of a batch see each other."""
+    kinds = (nn.modules.batchnorm._BatchNorm, gmk.nn.MinibatchDiscrimination)
+    return [f"{name} ({type(layer).__name__})" for name, layer in network.named_modules() if isinstance(layer, kinds)]
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
+    """From ``a`` (t = 0) to ``b`` (t = 1) along the great circle between their directions, lengths going straight.
+
+    Normal latents of many dimensions lie near a sphere, whose inside, where the straight line passes, no generator has
+    seen (White, "Sampling generative networks", 2016). Falls back to the straight line between parallel vectors.
+    """
+    length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    cosine = ((a / length_a) * (b / length_b)).sum(-1, keepdim=True).clamp(-1, 1)
+    angle = cosine.acos()
+    sine = angle.sin()
+    direction = (((1 - t) * angle).sin() * a / length_a + (t * angle).sin() * b / length_b) / sine
+    return torch.where(sine.abs() < 1e-6, (1 - t) * a + t * b, direction * ((1 - t) * length_a + t * length_b))
