@@ -37,7 +37,7 @@ $(VENV)/.dependencies: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP) 'setuptools>=77' wheel 'cmake>=3.20' ninja 'pybind11>=2.12'
 	$(PY) tools/requirements.py test bench peers > $(VENV)/requirements.txt
 	$(PIP) --requirement $(VENV)/requirements.txt
-	$(PIP) --no-deps torchgan
+	$(PIP) --no-deps torchgan torchvision torch-fidelity torchmetrics lightning-utilities
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
