@@ -18,6 +18,7 @@ from .ops.gibbs import (
 )
 from .ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
 from .ops.masked_linear import masked_linear
+from .ops.matching import feature_matching_loss
 from .ops.minibatch import minibatch_discrimination
 from .ops.mlp import affine_coupling_mlp, mlp
 from .version import __version__
@@ -33,6 +34,7 @@ __all__ = [
     "boltzmann_gibbs",
     "causal_conv1d",
     "cd_statistics",
+    "feature_matching_loss",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
     "gated_pixelcnn_sample",

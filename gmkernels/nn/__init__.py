@@ -2,6 +2,7 @@
 
 from .coupling import AffineCoupling, PlanarFlow
 from .gaussian import Reparameterize
+from .historical import HistoricalAverage
 from .made import MADE, MaskedAffineAutoregressive, MaskedLinear
 from .masked_conv import CausalConv1d, GatedActivation, MaskedConv2d
 from .minibatch import MinibatchDiscrimination
@@ -16,6 +17,7 @@ __all__ = [
     "AffineCoupling",
     "CausalConv1d",
     "GatedActivation",
+    "HistoricalAverage",
     "MaskedAffineAutoregressive",
     "MaskedConv2d",
     "MaskedLinear",
