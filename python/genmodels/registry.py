@@ -22,6 +22,8 @@ MODELS: dict[str, str] = {
     "m2": "genmodels.vae.recipe:M2Recipe",
     "pixelcnn": "genmodels.autoregressive.recipe:PixelCNNRecipe",
     "gated-pixelcnn": "genmodels.autoregressive.recipe:GatedPixelCNNRecipe",
+    "pix2pix": "genmodels.gan.translation_recipe:Pix2PixRecipe",
+    "cyclegan": "genmodels.gan.translation_recipe:CycleGANRecipe",
     "rbm": "genmodels.energy.recipe:RBMRecipe",
     "boltzmann": "genmodels.energy.recipe:BoltzmannRecipe",
     "hopfield": "genmodels.energy.hopfield_recipe:HopfieldRecipe",

@@ -1,0 +1,147 @@
+"""Image-to-image translation from pairs: Isola, Zhu, Zhou and Efros, "Image-to-image translation with conditional
+adversarial networks", 2017."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data import Batch
+from ..model import Model
+from .translators import Norm, PatchGAN, UNet, halvings
+
+
+class Translator(Model):
+    """Images in [-1, 1] inside, uint8 levels or [0, 1] outside."""
+
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"{type(self).__name__}: levels must be at least 2, got {levels}")
+        self.levels = levels
+
+    def inside(self, images: Tensor, shape: Sequence[int], name: str) -> Tensor:
+        """Images (B, *shape), uint8 levels or real in [0, 1], as numbers in [-1, 1].
+
+        Raises:
+            ValueError: the images have another shape.
+            TypeError: they are neither uint8 nor floating.
+        """
+        if tuple(images.shape[1:]) != tuple(shape):
+            raise ValueError(f"{name}: expected images of shape {('batch', *shape)}, got {tuple(images.shape)}")
+        if images.dtype == torch.uint8:
+            return images.to(self.device, self.dtype) * (2 / (self.levels - 1)) - 1
+        if not images.is_floating_point():
+            raise TypeError(f"{name}: expected uint8 images or floating ones in [0, 1], got {images.dtype}")
+        return images.to(self.device, self.dtype) * 2 - 1
+
+    @staticmethod
+    def outside(images: Tensor) -> Tensor:
+        """Numbers in [-1, 1] as images in [0, 1]."""
+        return (images + 1) / 2
+
+
+class Pix2Pix(Translator):
+    """A U-Net that translates, taught by the target (L1) and by a critic that judges pairs patch by patch.
+
+    With logits D(x, y) averaged over patches and images, and noise from dropout (their equations 1 to 4),
+
+    - critic: ``1/2 [softplus(-D(x, y)) + softplus(D(x, G(x)))]`` (halved, so that it learns slowly; section 3.3),
+    - generator: ``adversarial * softplus(-D(x, G(x))) + l1 * mean |y - G(x)|``, images in [-1, 1].
+
+    Real and fake go through the critic in separate batches.
+
+    Args:
+        input_shape, shape: (C, H, W) of inputs and of targets, the same height and width.
+        width: channels of the first layers of both networks; 64 in the paper.
+        depth: halvings of the U-Net; as many as the size allows, 8 at the most, if None.
+        layers: convolutions of stride 2 of the critic; 3 (70x70 patches) in the paper, for images of 256x256.
+        norm: ``batch`` or ``instance`` (what the paper's batches of one image amount to), or ``none``.
+        dropout: of the first layers of the decoder; the only noise.
+        l1: weight of the distance to the target; 100 in the paper.
+        adversarial: weight of the critic's verdict; with 0 there is nothing but the distance, and no critic.
+        levels: grey levels of uint8 images.
+
+    Raises:
+        ValueError: the sizes differ, or do not fit the networks.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        shape: Sequence[int],
+        *,
+        width: int = 64,
+        depth: int | None = None,
+        layers: int = 3,
+        norm: Norm = "instance",
+        dropout: float = 0.5,
+        l1: float = 100.0,
+        adversarial: float = 1.0,
+        levels: int = 256,
+    ) -> None:
+        super().__init__(levels)
+        if tuple(input_shape[1:]) != tuple(shape[1:]):
+            raise ValueError(
+                f"Pix2Pix: inputs and targets must have one height and width, got {tuple(input_shape)} and {tuple(shape)}"
+            )
+        if l1 < 0 or adversarial < 0 or l1 + adversarial == 0:
+            raise ValueError(f"Pix2Pix: l1 and adversarial must be 0 or more, and not both 0; got {l1}, {adversarial}")
+        self.input_shape, self.shape = tuple(input_shape), tuple(shape)
+        self.l1, self.adversarial = l1, adversarial
+        depth = halvings(*shape[1:]) if depth is None else depth
+        if depth < 1 or any(side % 2**depth for side in shape[1:]):
+            raise ValueError(
+                f"Pix2Pix: height and width must be multiples of 2**depth with a depth of at least 1, got "
+                f"{shape[1]}x{shape[2]} and depth {depth}"
+            )
+        self.generator = UNet(input_shape[0], shape[0], depth=depth, width=width, norm=norm, dropout=dropout)
+        self.critic = (
+            PatchGAN(input_shape[0] + shape[0], width=width, layers=layers, norm=norm) if adversarial else None
+        )
+
+    def losses(self, batch: Batch, part: str = "generator", key: Tensor | int | None = None) -> dict[str, Tensor]:
+        """The loss of ``part``, ``critic`` or ``generator``, and what it is made of.
+
+        Args:
+            batch: inputs ``x`` and their targets ``y``.
+            key: of the dropout.
+
+        Raises:
+            ValueError: no such part, no targets, or another shape.
+        """
+        if batch.y is None:
+            raise ValueError("Pix2Pix: the batch has no targets y")
+        x, y = self.inside(batch.x, self.input_shape, "x"), self.inside(batch.y, self.shape, "y")
+        key = self.key(key)
+        if part == "critic" and self.critic is not None:
+            with torch.no_grad():
+                fake = self.generator(x, key)
+            real, fake = (self.critic(torch.cat([x, image], 1)) for image in (y, fake))
+            loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+            return {"loss": loss, "real": real.sigmoid().mean(), "fake": fake.sigmoid().mean()}
+        if part != "generator":
+            parts = "generator" if self.critic is None else "critic or generator"
+            raise ValueError(f"Pix2Pix: part must be {parts}, got {part!r}")
+        made = self.generator(x, key)
+        distance = (made - y).abs().mean()
+        found = {"loss": self.l1 * distance, "l1": distance}
+        if self.critic is not None:
+            fooled = F.softplus(-self.critic(torch.cat([x, made], 1))).mean()
+            found = {"loss": found["loss"] + self.adversarial * fooled, "l1": distance, "adversarial": fooled}
+        return found
+
+    @torch.no_grad()
+    def translate(self, x: Tensor, key: Tensor | int | None = None, *, noise: bool = True, first: int = 0) -> Tensor:
+        """Translations (B, *shape) in [0, 1] of inputs (B, *input_shape).
+
+        Args:
+            key: of the dropout, which stays on, as in the paper; a fresh one if None.
+            noise: False turns it off.
+            first: logical index of the first image: a batch cut in two is translated as the whole.
+        """
+        inputs = self.inside(x, self.input_shape, "x")
+        return self.outside(self.generator(inputs, self.key(key) if noise else None, first=first))
