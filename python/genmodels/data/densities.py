@@ -173,6 +173,32 @@ class Ring(Density):
         return _mixture(x, self.centres(x.dtype), weights, self.std)
 
 
+class Grid25(Density):
+    """Twenty-five Gaussians of standard deviation 0.05 on a 5 x 5 grid with spacing 2: on what Srivastava et al.,
+    "VEEGAN", 2017, count the modes that a generator keeps.
+    """
+
+    name = "grid25"
+    box = ((-4.5, 4.5), (-4.5, 4.5))
+    edge, spacing, std = 5, 2.0, 0.05
+    # Their overlap is below rounding.
+    entropy = math.log(25.0) + 1.0 + _LN_2PI + 2 * math.log(0.05)
+
+    def centres(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The means (25, 2), row by row."""
+        line = self.spacing * (torch.arange(self.edge, dtype=dtype) - (self.edge - 1) / 2)
+        return torch.cartesian_prod(line, line)
+
+    def sample(self, n: int, key: Tensor, *, first: int = 0) -> Tensor:
+        u = _uniforms(key, n, 3, first)
+        mode = (self.edge**2 * u[:, 2]).long()
+        return (self.centres()[mode] + self.std * _gaussians(u[:, :2])).float()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        weights = torch.full((self.edge**2,), 1 / self.edge**2, dtype=x.dtype)
+        return _mixture(x, self.centres(x.dtype), weights, self.std)
+
+
 class Moons(Density):
     """Two interleaved half circles of radius 1, uniform along the arc, blurred by a Gaussian of deviation 0.1.
 
@@ -327,5 +353,5 @@ class Potential4(_Wave):
 
 DENSITIES: dict[str, type[Density]] = {
     density.name: density
-    for density in (Banana, Checkerboard, Moons, Ring, Spirals, Potential1, Potential2, Potential3, Potential4)
+    for density in (Banana, Checkerboard, Grid25, Moons, Ring, Spirals, Potential1, Potential2, Potential3, Potential4)
 }

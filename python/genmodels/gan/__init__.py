@@ -3,15 +3,29 @@
 from .bigan import BiGAN, PairDiscriminator
 from .cyclegan import Cycle, CycleGAN
 from .gan import DCGAN, GAN, BatchCoupled
-from .networks import ConvGenerator, Discriminator, MLPGenerator, conv_trunk, initialise, mlp_trunk, slerp
+from .networks import (
+    ConvGenerator,
+    Discriminator,
+    MLPGenerator,
+    conv_trunk,
+    convolutional,
+    initialise,
+    mlp_trunk,
+    perceptrons,
+    slerp,
+)
 from .pix2pix import Pix2Pix, Translator
 from .pool import ImagePool
+from .semi import SemiSupervisedGAN
 from .techniques import Techniques
 from .translators import PatchGAN, ResidualTranslator, UNet
+from .wasserstein import WGAN, WGANGP
 
 __all__ = [
     "DCGAN",
     "GAN",
+    "WGAN",
+    "WGANGP",
     "BatchCoupled",
     "BiGAN",
     "ConvGenerator",
@@ -24,11 +38,14 @@ __all__ = [
     "PatchGAN",
     "Pix2Pix",
     "ResidualTranslator",
+    "SemiSupervisedGAN",
     "Techniques",
     "Translator",
     "UNet",
     "conv_trunk",
+    "convolutional",
     "initialise",
     "mlp_trunk",
+    "perceptrons",
     "slerp",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -16,17 +16,7 @@ import gmkernels as gmk
 
 from ..model import Model
 from ..training import Part
-from .networks import (
-    ConvGenerator,
-    Discriminator,
-    MLPGenerator,
-    Norm,
-    batch_coupled,
-    conv_trunk,
-    initialise,
-    mlp_trunk,
-    slerp,
-)
+from .networks import Discriminator, MLPGenerator, Norm, batch_coupled, convolutional, mlp_trunk, slerp
 from .techniques import Techniques
 
 Penalty = Literal["none", "gradient", "r1", "r2", "dragan"]
@@ -66,6 +56,8 @@ class GAN(Model):
     location: Tensor
     scale: Tensor
     updates: Tensor
+    bounded = True
+    """Whether the score is the logit of a probability."""
 
     def __init__(
         self,
@@ -188,15 +180,20 @@ class GAN(Model):
             "fake": fake.detach().sigmoid().mean(),
         }
 
+    def critic(self) -> Callable[[Tensor], Tensor]:
+        """What gives a sample its one score: (B, ...) to (B,)."""
+        return self.discriminator
+
     def penalise(self, real: Tensor, fake: Tensor) -> Tensor:
         """The penalty on the gradient of the score."""
+        critic = self.critic()
         if self.penalty == "gradient":
-            return gmk.gradient_penalty(self.discriminator, real, fake, lambda_=self.penalty_weight)
+            return gmk.gradient_penalty(critic, real, fake, lambda_=self.penalty_weight)
         if self.penalty == "r1":
-            return gmk.r1_penalty(self.discriminator, real, self.penalty_weight)
+            return gmk.r1_penalty(critic, real, self.penalty_weight)
         if self.penalty == "r2":
-            return gmk.r2_penalty(self.discriminator, fake, self.penalty_weight)
-        return gmk.dragan_penalty(self.discriminator, real, lambda_=self.penalty_weight)
+            return gmk.r2_penalty(critic, fake, self.penalty_weight)
+        return gmk.dragan_penalty(critic, real, lambda_=self.penalty_weight)
 
     def generator_losses(self, real: Tensor) -> dict[str, Tensor]:
         fake = self.generator(self.noise(len(real)))
@@ -296,11 +293,13 @@ class DCGAN(GAN):
         dropout: float = 0.0,
         **options: Any,
     ) -> None:
-        shape = tuple(shape)
-        generator = ConvGenerator(shape, latents, width, norm)
-        trunk = conv_trunk(shape, width, norm if critic_norm is None else critic_norm, dropout)
-        discriminator = Discriminator(*trunk, minibatch=minibatch)
-        for network in (generator, discriminator):
-            initialise(network)
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        super().__init__(shape, latents=latents, generator=generator, discriminator=discriminator, **options)
+        networks = convolutional(
+            shape,
+            latents=latents,
+            width=width,
+            norm=norm,
+            critic_norm=critic_norm,
+            minibatch=minibatch,
+            dropout=dropout,
+        )
+        super().__init__(shape, **networks, **options)

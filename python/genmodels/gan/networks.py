@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +158,55 @@ def mlp_trunk(shape: Shape, hidden: Sequence[int] = (256, 256), norm: Norm = "no
         for i, (inputs, outputs) in enumerate(zip((math.prod(shape), *hidden), hidden, strict=False)):
             layers += [nn.Linear(inputs, outputs), *(normalisation(norm, (outputs,)) if i else []), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers), hidden[-1]
+
+
+def convolutional(
+    shape: Sequence[int],
+    *,
+    latents: int = 100,
+    width: int = 64,
+    norm: Norm = "batch",
+    critic_norm: Norm | None = None,
+    outputs: int = 1,
+    minibatch: int = 0,
+    dropout: float = 0.0,
+) -> dict[str, Any]:
+    """Both networks of an image model and the size of its latents, as options of :class:`genmodels.gan.GAN`.
+
+    ``critic_norm`` is that of the discriminator if it is another. Networks with batch norm begin as
+    :func:`initialise` makes them, others as torch does.
+    """
+    shape, critic = tuple(shape), norm if critic_norm is None else critic_norm
+    generator = ConvGenerator(shape, latents, width, norm)
+    trunk = conv_trunk(shape, width, critic, dropout)
+    discriminator = Discriminator(*trunk, outputs, minibatch=minibatch)
+    for network, kind in ((generator, norm), (discriminator, critic)):
+        if kind == "batch":
+            initialise(network)
+        # The order of memory in which CPUs and tensor cores convolve.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return {"generator": generator, "discriminator": discriminator, "latents": latents}
+
+
+def perceptrons(
+    shape: Sequence[int],
+    *,
+    latents: int = 64,
+    hidden: Sequence[int] = (256, 256),
+    norm: Norm = "none",
+    critic_norm: Norm | None = None,
+    outputs: int = 1,
+    minibatch: int = 0,
+    dropout: float = 0.0,
+) -> dict[str, Any]:
+    """The same of linear layers, for samples of any shape."""
+    shape = tuple(shape)
+    trunk = mlp_trunk(shape, hidden, norm if critic_norm is None else critic_norm)
+    return {
+        "generator": MLPGenerator(shape, latents, hidden, norm),
+        "discriminator": Discriminator(*trunk, outputs, minibatch=minibatch, dropout=dropout),
+        "latents": latents,
+    }
 
 
 def initialise(network: nn.Module, std: float = 0.02) -> None:
