@@ -25,6 +25,7 @@ MODELS: dict[str, str] = {
     "wgan": "genmodels.gan.recipe:WGANRecipe",
     "wgan-gp": "genmodels.gan.recipe:WGANGPRecipe",
     "semi-gan": "genmodels.gan.recipe:SemiSupervisedRecipe",
+    "bigan": "genmodels.gan.bigan_recipe:BiGANRecipe",
     "pixelcnn": "genmodels.autoregressive.recipe:PixelCNNRecipe",
     "gated-pixelcnn": "genmodels.autoregressive.recipe:GatedPixelCNNRecipe",
     "pix2pix": "genmodels.gan.translation_recipe:Pix2PixRecipe",
