@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import pictures
 from ..data import Dataset, ImageDataset
 from ..errors import DataError
+from ..training import Fit
 from . import pictures as drawn
 from .bigan import BiGAN
 from .gan import GAN
@@ -31,6 +32,9 @@ class BiGANRecipe(GANRecipe):
     kind: ClassVar[type[GAN]] = BiGAN
     latent_default: ClassVar[int] = 16
 
+    fit: Fit = field(
+        default_factory=lambda: Fit(max_seconds=480.0, lr=5e-4, warmup_steps=0, clip=0.0, ema=0.999, evaluations=8)
+    )
     hidden: tuple[int, ...] = (256,)
     """Units of the discriminator's layers after the convolutions."""
 
