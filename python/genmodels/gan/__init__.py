@@ -2,7 +2,7 @@
 
 from .bigan import BiGAN, PairDiscriminator
 from .cyclegan import Cycle, CycleGAN
-from .gan import DCGAN, GAN, BatchCoupled
+from .gan import DCGAN, GAN
 from .networks import (
     ConvGenerator,
     Discriminator,
@@ -26,7 +26,6 @@ __all__ = [
     "GAN",
     "WGAN",
     "WGANGP",
-    "BatchCoupled",
     "BiGAN",
     "ConvGenerator",
     "Cycle",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -20,10 +20,6 @@ from .networks import Discriminator, MLPGenerator, Norm, batch_coupled, convolut
 from .techniques import Techniques
 
 Penalty = Literal["none", "gradient", "r1", "r2", "dragan"]
-
-
-class BatchCoupled(UserWarning):
-    """A penalty on the gradient of each sample's score, in a network where samples of a batch see each other."""
 
 
 class GAN(Model):
@@ -97,7 +93,7 @@ class GAN(Model):
             warnings.warn(
                 f"a penalty on each sample's gradient is ill-defined where samples of a batch see each other: "
                 f"{', '.join(coupled)}",
-                BatchCoupled,
+                gmk.BatchCoupledWarning,
                 stacklevel=2,
             )
         self.least = 2 if coupled or batch_coupled(self.generator) else 1
@@ -105,6 +101,14 @@ class GAN(Model):
             self.register_buffer("location", torch.zeros(self.shape) if location is None else location)
             self.register_buffer("scale", torch.ones(self.shape) if scale is None else scale)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.history = nn.ModuleDict(
+            {
+                "critic": gmk.nn.HistoricalAverage(self.discriminator),
+                "generator": gmk.nn.HistoricalAverage(self.generator),
+            }
+            if self.techniques.historical
+            else {}
+        )
 
     @property
     def images(self) -> bool:
@@ -153,7 +157,11 @@ class GAN(Model):
             raise ValueError(
                 f"a batch of {len(real)} is too small: batch norm and minibatch discrimination compare its samples"
             )
-        return self.critic_losses(batch, real) if part == "critic" else self.generator_losses(real)
+        found = self.critic_losses(batch, real) if part == "critic" else self.generator_losses(real)
+        if self.techniques.historical:
+            found["historical"] = self.techniques.historical * self.history[part].penalty()  # type: ignore[operator]
+            found["loss"] = found["loss"] + found["historical"]
+        return found
 
     def real(self, batch: Any) -> Tensor:
         """The samples of a batch that the discriminator is to call real."""
@@ -211,6 +219,8 @@ class GAN(Model):
         """To be called after every update of a part."""
         if part == "generator":
             self.updates += 1
+        if self.techniques.historical:
+            self.history[part].update()  # type: ignore[operator]
 
     def parts(
         self,
@@ -274,10 +284,10 @@ class DCGAN(GAN):
 
     Args:
         shape: (channels, height, width) with sides that halve evenly to 4 to 7 pixels: 28, 32, 64, ...
+        latents: size of the noise.
         width: channels of the largest inner images.
-        norm: of both networks; ``critic_norm`` of the discriminator alone.
-        minibatch: closeness features of minibatch discrimination.
-        dropout: of the discriminator's channels.
+        norm: of both networks.
+        networks: the other options of :func:`convolutional`.
         options: see :class:`GAN`.
     """
 
@@ -288,18 +298,8 @@ class DCGAN(GAN):
         latents: int = 100,
         width: int = 64,
         norm: Norm = "batch",
-        critic_norm: Norm | None = None,
-        minibatch: int = 0,
-        dropout: float = 0.0,
+        networks: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        networks = convolutional(
-            shape,
-            latents=latents,
-            width=width,
-            norm=norm,
-            critic_norm=critic_norm,
-            minibatch=minibatch,
-            dropout=dropout,
-        )
-        super().__init__(shape, **networks, **options)
+        made = convolutional(shape, latents=latents, width=width, norm=norm, **(networks or {}))
+        super().__init__(shape, **made, **options)

@@ -113,7 +113,7 @@ class Discriminator(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.outputs = trunk, outputs
         head: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
         if minibatch:
             head.append(gmk.nn.MinibatchDiscrimination(features, minibatch, minibatch_dim))
@@ -126,26 +126,30 @@ class Discriminator(nn.Module):
     def score(self, features: Tensor) -> Tensor:
         """What the head makes of features."""
         found = self.head(features)
-        return found.squeeze(1) if found.shape[1] == 1 else found
+        return found.squeeze(1) if self.outputs == 1 else found
 
     def forward(self, x: Tensor) -> Tensor:
         return self.score(self.features(x))
 
 
-def conv_trunk(shape: Shape, width: int = 64, norm: Norm = "batch", dropout: float = 0.0) -> tuple[nn.Sequential, int]:
-    """The mirror of :class:`ConvGenerator`, and how many features it makes.
+def conv_trunk(
+    shape: Shape, width: int = 64, norm: Norm = "batch", dropout: float = 0.0, *, smallest: int = 7
+) -> tuple[nn.Sequential, int]:
+    """The counterpart of :class:`ConvGenerator`, and how many features it makes.
 
-    4x4 convolutions of stride 2 and LeakyReLU 0.2; ``width`` channels after the first, twice as many at every step
-    down; no normalisation at the input. ``dropout`` drops channels.
+    4x4 convolutions of stride 2 and LeakyReLU 0.2 until no more than ``smallest`` pixels a side are left; ``width``
+    channels after the first, twice as many at every step down; no normalisation at the input. ``dropout`` drops
+    channels.
     """
-    steps, layers, inputs = halvings(shape), [], shape[0]
-    size = shape
-    for step in range(steps):
-        size = (width << step, size[1] // 2, size[2] // 2)
-        normal = normalisation(norm, size) if step else []
-        layers += [nn.Conv2d(inputs, size[0], 4, 2, 1, bias=not normal), *normal, nn.LeakyReLU(0.2, inplace=True)]
+    halvings(shape)
+    layers: list[nn.Module] = []
+    size, channels = shape, width
+    while min(size[1:]) > smallest:
+        inputs, size = size[0], (channels, size[1] // 2, size[2] // 2)
+        normal = normalisation(norm, size) if layers else []
+        layers += [nn.Conv2d(inputs, channels, 4, 2, 1, bias=not normal), *normal, nn.LeakyReLU(0.2, inplace=True)]
         layers += [nn.Dropout2d(dropout)] if dropout else []
-        inputs = size[0]
+        channels *= 2
     return nn.Sequential(*layers, nn.Flatten()), math.prod(size)
 
 
@@ -165,6 +169,7 @@ def convolutional(
     *,
     latents: int = 100,
     width: int = 64,
+    critic_width: int | None = None,
     norm: Norm = "batch",
     critic_norm: Norm | None = None,
     outputs: int = 1,
@@ -173,12 +178,12 @@ def convolutional(
 ) -> dict[str, Any]:
     """Both networks of an image model and the size of its latents, as options of :class:`genmodels.gan.GAN`.
 
-    ``critic_norm`` is that of the discriminator if it is another. Networks with batch norm begin as
+    ``critic_width`` and ``critic_norm`` are those of the discriminator if they are others. Networks with batch norm begin as
     :func:`initialise` makes them, others as torch does.
     """
     shape, critic = tuple(shape), norm if critic_norm is None else critic_norm
     generator = ConvGenerator(shape, latents, width, norm)
-    trunk = conv_trunk(shape, width, critic, dropout)
+    trunk = conv_trunk(shape, critic_width or width, critic, dropout, smallest=4)
     discriminator = Discriminator(*trunk, outputs, minibatch=minibatch)
     for network, kind in ((generator, norm), (discriminator, critic)):
         if kind == "batch":

@@ -55,6 +55,8 @@ class GANRecipe(Recipe):
     """Perceptrons or strided convolutions (of images conv, but of gan mlp)."""
     width: int = 32
     """Channels of the largest inner images of a convolutional network."""
+    critic_width: int | None = None
+    """The same of the critic, if it is another."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden layers of a perceptron."""
     norm: Norm | None = None
@@ -132,7 +134,7 @@ class GANRecipe(Recipe):
         if self.network == "conv" and not isinstance(dataset, ImageDataset):
             raise DataError(f"a convolutional network is of images, and {self.data!r} is none of them")
         if self.convolves(dataset):
-            return convolutional(dataset.shape, width=self.width, **common)
+            return convolutional(dataset.shape, width=self.width, critic_width=self.critic_width, **common)
         return perceptrons(dataset.shape, hidden=self.hidden, **common)
 
     def outputs(self, dataset: Dataset) -> int:
