@@ -170,7 +170,7 @@ class GAN(Model):
     def critic_losses(self, batch: Any, real: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             fake = self.generator(self.noise(len(real)))
-        found = self.judge(self.discriminator(real), self.discriminator(fake))
+        found = self.judge(wide(self.discriminator(real)), wide(self.discriminator(fake)))
         if self.penalty != "none":
             found["penalty"] = self.penalise(real, fake)
             found["loss"] = found["loss"] + found["penalty"]
@@ -206,7 +206,7 @@ class GAN(Model):
     def generator_losses(self, real: Tensor) -> dict[str, Tensor]:
         fake = self.generator(self.noise(len(real)))
         if not self.techniques.feature_matching:
-            return {"loss": self.fool(self.discriminator(fake))}
+            return {"loss": self.fool(wide(self.discriminator(fake)))}
         with torch.no_grad():
             wanted = self.discriminator.features(real)  # type: ignore[operator]
         return {"loss": gmk.feature_matching_loss(wanted, self.discriminator.features(fake))}  # type: ignore[operator]
@@ -274,6 +274,11 @@ class GAN(Model):
         if rescale:
             z = z * (math.sqrt(self.latents) / z.norm(dim=1, keepdim=True).clamp_min(1e-12))
         return self.decode(z)
+
+
+def wide(scores: Tensor) -> Tensor:
+    """Scores in float32 at least: under autocast losses would be rounded to 8 bits."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 class DCGAN(GAN):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DataError
-from .gan import GAN
+from .gan import GAN, wide
 from .networks import Discriminator, mlp_trunk
 from .techniques import Techniques
 
@@ -67,7 +67,7 @@ class SemiSupervisedGAN(GAN):
 
     def critic_losses(self, batch: Any, real: Tensor) -> dict[str, Tensor]:
         found = super().critic_losses(batch, real)
-        logits = self.discriminator(self.inside(batch.x))
+        logits = wide(self.discriminator(self.inside(batch.x)))
         found["labelled"] = F.cross_entropy(logits, batch.y)
         found["accuracy"] = (logits.detach().argmax(1) == batch.y).float().mean()
         found["loss"] = found["loss"] + found["labelled"]
