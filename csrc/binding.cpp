@@ -71,6 +71,16 @@ void minibatch(int64_t batch, int64_t kernels, int64_t dim, int dtype, Address m
   run(Entry, args, batch * batch * kernels);
 }
 
+template <int (*Entry)(const gmk_penalty_args*)>
+void penalty(const py::tuple& size, py::handle a, py::handle b, Address weight, Address out, Address out_penalty,
+             int64_t first, uint64_t seed, uint64_t offset, double target, bool one_sided) {
+  const gmk_sizes z = sizes(size);
+  const gmk_penalty_args args{
+      z, rows(a), rows(b), at(weight), at(out), at(out_penalty), first, {int64_t(seed), int64_t(offset)},
+      target, one_sided};
+  run(Entry, args, z.batch * z.outer * z.inner);
+}
+
 template <int (*Entry)(const gmk_reparameterize_args*)>
 void reparameterize(const py::tuple& size, py::handle mu, py::handle logvar, py::handle grad_z, py::handle v_mu,
                     py::handle v_logvar, Address grad_kl, Address key, int64_t first, double beta, double free_bits,
@@ -347,6 +357,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("minibatch_discrimination_backward", minibatch<gmk_minibatch_discrimination_backward>);
   m.def("minibatch_discrimination_double_backward", minibatch<gmk_minibatch_discrimination_double_backward>);
 
+  m.def("random_interpolate", penalty<gmk_random_interpolate>);
+  m.def("norm_penalty", penalty<gmk_norm_penalty>);
   m.def("reparameterize_kl", reparameterize<gmk_reparameterize_kl>);
   m.def("reparameterize_kl_backward", reparameterize<gmk_reparameterize_kl_backward>);
   m.def("reparameterize_kl_double_backward", reparameterize<gmk_reparameterize_kl_double_backward>);

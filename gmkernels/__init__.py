@@ -21,10 +21,21 @@ from .ops.masked_linear import masked_linear
 from .ops.matching import feature_matching_loss
 from .ops.minibatch import minibatch_discrimination
 from .ops.mlp import affine_coupling_mlp, mlp
+from .ops.penalty import (
+    BatchCoupledWarning,
+    dragan_penalty,
+    gradient_penalty,
+    norm_penalty,
+    penalty_route,
+    r1_penalty,
+    r2_penalty,
+    random_interpolate,
+)
 from .version import __version__
 
 __all__ = [
     "BackendError",
+    "BatchCoupledWarning",
     "__version__",
     "affine_coupling",
     "affine_coupling_mlp",
@@ -34,11 +45,13 @@ __all__ = [
     "boltzmann_gibbs",
     "causal_conv1d",
     "cd_statistics",
+    "dragan_penalty",
     "feature_matching_loss",
+    "gated_activation",
+    "gated_pixelcnn_sample",
     "gaussian_log_likelihood",
     "gaussian_log_prob",
-    "gated_pixelcnn_sample",
-    "gated_activation",
+    "gradient_penalty",
     "hopfield_recall",
     "made_inverse",
     "masked_conv2d",
@@ -46,9 +59,14 @@ __all__ = [
     "minibatch_discrimination",
     "mlp",
     "nn",
+    "norm_penalty",
+    "penalty_route",
     "pixelcnn_sample",
     "planar_flow",
+    "r1_penalty",
+    "r2_penalty",
     "random",
+    "random_interpolate",
     "rbm_free_energy",
     "rbm_gibbs",
     "rbm_sample_hidden",

@@ -78,15 +78,19 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = x if context is None else torch.cat([x, context], 1)
         if not self._fast(x):
-            for i, layer in enumerate(self.layers):
-                x = reference.ACTIVATIONS[self.activation](x) if i else x
-                x = layer(torch.nn.functional.dropout(x, self.dropout, self.training))
-            return x
+            return self.plain_forward(x)
         weights, biases = self.parts()
         for begin in range(0, len(weights), LAYERS):
             part = slice(begin, begin + LAYERS)
             x = reference.ACTIVATIONS[self.activation](x) if begin else x
             x = mlp(x, weights[part], biases[part], activation=self.activation, backend=self.backend)
+        return x
+
+    def plain_forward(self, x: Tensor) -> Tensor:
+        """The forward pass in operations of PyTorch."""
+        for i, layer in enumerate(self.layers):
+            x = reference.ACTIVATIONS[self.activation](x) if i else x
+            x = layer(torch.nn.functional.dropout(x, self.dropout, self.training))
         return x
 
 

@@ -92,6 +92,22 @@ GMK_API int gmk_minibatch_discrimination(const gmk_minibatch_args* args);       
 GMK_API int gmk_minibatch_discrimination_backward(const gmk_minibatch_args* args);        /* -> out_m */
 GMK_API int gmk_minibatch_discrimination_double_backward(const gmk_minibatch_args* args); /* -> out, out_m */
 
+/* ---- penalty ----------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  gmk_sizes sizes;
+  gmk_rows a, b;      /* samples, or the gradients; b is for interpolation only */
+  const void* weight; /* (batch) in the wide dtype: a factor of the direction, or NULL */
+  void* out;          /* contiguous, in the dtype of a; NULL if no direction is wanted */
+  void* out_penalty;  /* (batch) in the wide dtype, or NULL */
+  int64_t first, key[2];
+  double target;
+  int32_t one_sided;
+} gmk_penalty_args;
+
+GMK_API int gmk_random_interpolate(const gmk_penalty_args* args); /* -> out */
+GMK_API int gmk_norm_penalty(const gmk_penalty_args* args);       /* -> out, out_penalty */
+
 /* ---- gaussian ---------------------------------------------------------------------------------------------------- */
 
 typedef struct {

@@ -38,6 +38,8 @@
   X(wavenet_sample, gmk_wavenet_args)                              \
   X(made_inverse, gmk_made_args)                                   \
   X(made_inverse_backward, gmk_made_args)                          \
+  X(random_interpolate, gmk_penalty_args)                          \
+  X(norm_penalty, gmk_penalty_args)                                \
   X(random_bits, gmk_random_args)                                  \
   X(random_uniform, gmk_random_args)                               \
   X(random_normal, gmk_random_args)                                \

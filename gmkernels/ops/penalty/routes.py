@@ -1,0 +1,270 @@
+"""Two routes to a penalty's gradient by the critic's parameters, and the choice between them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gmkernels.core import checks
+from gmkernels.core.backends import _constant
+
+from . import library, trace
+from .program import Passes, Program
+
+FIRST_ORDER, DOUBLE_BACKWARD = "first-order", "double-backward"
+
+
+class BatchCoupledWarning(UserWarning):
+    """A critic's layer lets samples of a batch see each other, so the gradient of one sample's score is not its own."""
+
+
+class Route(NamedTuple):
+    """The route ``name`` that a penalty takes, and ``why_not`` first order, if it does not."""
+
+    name: str
+    why_not: str | None
+
+
+def penalty_route(critic: Callable[[Tensor], Tensor]) -> Route:
+    """Which route the gradient penalties take for a critic as it is now (in training or evaluation), and why.
+
+    Args:
+        critic: as for :func:`gmkernels.gradient_penalty`.
+    """
+    found = _program(_bare(critic))
+    return Route(DOUBLE_BACKWARD, found) if isinstance(found, str) else Route(FIRST_ORDER, None)
+
+
+def _bare(critic: Any) -> Any:
+    """A module without the wrappers of torch.compile and of distributed training."""
+    while True:
+        if hasattr(critic, "_orig_mod"):
+            critic = critic._orig_mod
+        elif isinstance(critic, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            critic = critic.module
+        else:
+            return critic
+
+
+# What torch.fx made of a critic, as long as the critic has the same structure.
+_read: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Program | str]] = weakref.WeakKeyDictionary()
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_SIMPLE = (int, float, bool, str, tuple, type(None))
+
+
+def _structure(critic: nn.Module) -> list[Any]:
+    """All that a program depends on."""
+    found: list[Any] = []
+    for name, m in critic.named_modules():
+        simple = [(k, v) for k, v in m.__dict__.items() if isinstance(v, _SIMPLE)]
+        hooks = bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+        absent = [k for k, p in m._parameters.items() if p is None] + [k for k, b in m._buffers.items() if b is None]
+        found.append((name, id(m), type(m), hooks, simple, absent))
+    return found
+
+
+def _program(critic: Any) -> Program | str:
+    """The critic's program, or why it has none."""
+    if not isinstance(critic, nn.Module):
+        return f"the critic is a {type(critic).__name__}, not a module whose layers can be read"
+    structure = _structure(critic)
+    known = _read.get(critic)
+    if known is not None and known[0] == structure:
+        return known[1]
+    try:
+        found: Program | str = trace.read(critic)
+    except trace.Unsupported as why:
+        found = str(why)
+    _read[critic] = structure, found
+    return found
+
+
+# Programs by the address of their critic, for a compiler: it cannot follow the reading, and what it takes for a constant
+# result must be a number or a text.
+_compiled: dict[int, Program | str] = {}
+
+
+@_constant
+def _read_for_compiler(address: int, training: tuple[bool, ...]) -> bool:
+    """Reads the module at an address, as it is when a call is compiled; whether it could be read."""
+    found = _compiled[address] = _program(next(m for m in gc.get_objects() if id(m) == address))
+    return not isinstance(found, str)
+
+
+def _program_when_compiling(critic: nn.Module) -> Program | str:
+    _read_for_compiler(id(critic), tuple([m.training for m in critic.modules()]))
+    return _compiled[id(critic)]
+
+
+def _warn_if_coupled(op: str, critic: Any) -> None:
+    if not isinstance(critic, nn.Module) or critic in _warned:
+        return
+    for name, m in critic.named_modules():
+        if trace.couples(m):
+            _warned.add(critic)
+            warnings.warn(
+                f"{op}: layer {name!r} ({type(m).__name__}) lets the samples of a batch see each other, so the penalty of "
+                "one sample is not defined; use layer or instance norm in a critic with a gradient penalty",
+                BatchCoupledWarning,
+                stacklevel=4,
+            )
+            return
+
+
+def penalty(
+    op: str,
+    critic: Callable[[Tensor], Tensor],
+    x: Tensor,
+    weight: float,
+    target: float,
+    one_sided: bool,
+    every: int,
+    route: str,
+    backend: str,
+) -> Tensor:
+    """``weight * every / B sum_i p(|grad D(x_i)|)`` at given points."""
+    checks.choice(op, "route", route, ("auto", FIRST_ORDER, DOUBLE_BACKWARD))
+    bare = _bare(critic)
+    scale = weight * every / max(1, len(x))
+    if route != DOUBLE_BACKWARD:
+        if torch.compiler.is_compiling() and isinstance(bare, nn.Module):
+            program = _program_when_compiling(bare)
+        else:
+            program = _program(bare)
+        if not isinstance(program, str):
+            return _first_order(op, program, bare, x, scale, target, one_sided, backend)
+        if route == FIRST_ORDER:
+            raise ValueError(f"{op}: this critic has no first-order route: {program}")
+    _warn_if_coupled(op, bare)
+    return _double_backward(op, critic, x, scale, target, one_sided, backend)
+
+
+def _scores(op: str, found: Any, x: Tensor) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{op}: critic must return a tensor, got {type(found).__name__}")
+    if found.dim() == 0 or found.shape[0] != len(x) or found.numel() != len(x):
+        raise ValueError(
+            f"{op}: critic must return one number for each of {len(x)} samples, ({len(x)},) or ({len(x)}, 1), "
+            f"got shape {tuple(found.shape)}"
+        )
+    return found
+
+
+def _double_backward(
+    op: str, critic: Callable[[Tensor], Tensor], x: Tensor, scale: float, target: float, one_sided: bool, backend: str
+) -> Tensor:
+    record = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        scores = _scores(op, critic(x), x)
+        if not scores.requires_grad:
+            raise ValueError(f"{op}: the critic's output does not depend on its input by differentiable operations")
+        # Each score depends on its own sample alone, so the gradient of their sum holds the gradient of each.
+        (g,) = torch.autograd.grad(scores.sum(), x, create_graph=record, allow_unused=True)
+    if g is None:
+        raise ValueError(f"{op}: the critic's output does not depend on its input")
+    return scale * library.norm_penalty(g, target, one_sided, backend).sum()
+
+
+class FirstOrderPenalty(torch.autograd.Function):
+    """The value of a penalty, whose gradients by the parameters are there already."""
+
+    @staticmethod
+    def forward(ctx: Any, how: tuple[Any, ...], x: Tensor, *tensors: Tensor) -> Tensor:
+        value, found = _passes(*how, x, tensors, ctx.needs_input_grad[2:])
+        ctx.places = [i for i, g in enumerate(found) if g is not None]
+        ctx.save_for_backward(*[g for g in found if g is not None])
+        ctx.count = len(tensors)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        scaled = torch._foreach_mul(list(ctx.saved_tensors), grad)
+        found: list[Tensor | None] = [None] * ctx.count
+        for i, g in zip(ctx.places, scaled, strict=True):
+            found[i] = g
+        return None, None, *found
+
+
+def _first_order(
+    op: str, program: Program, critic: nn.Module, x: Tensor, scale: float, target: float, one_sided: bool, backend: str
+) -> Tensor:
+    params = trace.gather(program, critic)
+    tensors = [p for step in params for p in step if isinstance(p, Tensor)]
+    dtype = _autocast(x)
+    how = (op, program, params, scale, target, one_sided, backend, dtype)
+    with _without_autocast(x):
+        if not torch.compiler.is_compiling():
+            return FirstOrderPenalty.apply(how, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+        needs = [t.requires_grad and torch.is_grad_enabled() for t in tensors]
+        with torch.no_grad():
+            value, found = _passes(*how, x, tensors, needs)
+        # A number that is 0 and has the gradients we know: what a compiler sees through, unlike a Function with a
+        # program for an argument.
+        for t, g in zip(tensors, found, strict=True):
+            if g is not None:
+                along = (t * g).sum()
+                value = value + (along - along.detach())
+        return value
+
+
+def _passes(
+    op: str,
+    program: Program,
+    params: Sequence[tuple[Any, ...]],
+    scale: float,
+    target: float,
+    one_sided: bool,
+    backend: str,
+    dtype: torch.dtype | None,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The penalty, and its gradient by each of ``tensors`` that needs one (None where it is 0 throughout)."""
+    given = iter(tensors)
+    passes = Passes(
+        program, [tuple(next(given) if isinstance(p, Tensor) else p for p in step) for step in params], dtype
+    )
+    scores = _scores(op, passes.forward(x), x)
+    g = passes.backward(torch.ones_like(scores))
+    if g is None:
+        raise ValueError(f"{op}: the critic's output does not depend on its input")
+    g = g.to(x.dtype)
+    if not any(needs):
+        return scale * library.norm_penalty(g, target, one_sided, backend).sum(), [None] * len(tensors)
+    values, v = library.norm_penalty_and_backward(g, target, one_sided, backend)
+    need = iter(needs)
+    wanted = [[isinstance(p, Tensor) and next(need) for p in step] for step in params]
+    found = passes.gradients(v, wanted)
+    flat = [
+        g
+        for step, gs in zip(params, found, strict=True)
+        for p, g in zip(step, gs, strict=True)
+        if isinstance(p, Tensor)
+    ]
+    # Scaled at the end: in half precision, the weight of a small share of a batch would be lost on the way.
+    return scale * values.sum(), [
+        None if g is None else g.to(t.dtype).mul_(scale).reshape(t.shape) for t, g in zip(tensors, flat, strict=True)
+    ]
+
+
+def _autocast(x: Tensor) -> torch.dtype | None:
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype is torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+@contextlib.contextmanager
+def _without_autocast(x: Tensor) -> Iterator[None]:
+    with torch.autocast(x.device.type, enabled=False):
+        yield

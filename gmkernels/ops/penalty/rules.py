@@ -1,0 +1,445 @@
+"""Layers as the first-order penalty sees them: a value, and linear maps of tangents and cotangents around it.
+
+A critic is a chain of steps ``y = f(h; p)``. With ``J`` the derivative of ``f`` by ``h``, a rule can
+
+* ``value``:  compute ``y``, and what the rest needs;
+* ``pull``:   ``J^T a``, a cotangent from its output to its inputs;
+* ``push``:   ``J t``, a tangent from its inputs to its output;
+* ``bend``:   the gradient of ``<a, J t>`` by ``h``, for those that are ``curved``; None stands for 0;
+* ``weigh``:  the gradients of ``<a, J t>`` by ``p``;
+* ``credit``: the gradients of ``<b, f(h; p)>`` by ``p``.
+
+Nothing here records for autograd. ``dtype`` is autocast's, for products, or None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+Gradients = Sequence[Tensor | None]
+
+
+class Rule:
+    """A step without parameters whose derivative is constant, unless a subclass says otherwise."""
+
+    curved = False
+    fresh = False
+    """The output is a new tensor at which nothing here looks again: the next step may overwrite it."""
+
+    def value(self, p: Sequence[Any], *h: Tensor, dtype: torch.dtype | None, overwrite: bool) -> tuple[Tensor, Any]:
+        raise NotImplementedError
+
+    def pull(self, p: Sequence[Any], saved: Any, a: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def push(self, p: Sequence[Any], saved: Any, *t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def bend(self, p: Sequence[Any], saved: Any, a: Tensor, *t: Tensor) -> Gradients:
+        return (None,) * len(t)
+
+    def weigh(self, p: Sequence[Any], saved: Any, a: Tensor, t: Tensor) -> Gradients:
+        return (None,) * len(p)
+
+    def credit(self, p: Sequence[Any], saved: Any, b: Tensor) -> Gradients:
+        return (None,) * len(p)
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(-1, t.shape[-1])
+
+
+class Linear(Rule):
+    """``h W^T + c``."""
+
+    fresh = True
+
+    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        weight, bias = p
+        h, weight = h.to(dtype or h.dtype), weight.to(dtype or weight.dtype)
+        return F.linear(h, weight, None if bias is None else bias.to(h.dtype)), (h, weight)
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return (a.to(saved[1].dtype) @ saved[1],)
+
+    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+        return F.linear(t.to(saved[1].dtype), saved[1])
+
+    def weigh(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+        return _rows(a.to(saved[1].dtype)).t() @ _rows(t.to(saved[1].dtype)), None
+
+    def credit(self, p, saved, b):  # type: ignore[no-untyped-def]
+        b = b.to(saved[1].dtype)
+        return _rows(b).t() @ _rows(saved[0]), None if p[1] is None else _rows(b).sum(0)
+
+
+class Convolution(Rule):
+    """A convolution of any number of dimensions, or a transposed one. Every pass is one of the library's own kernels."""
+
+    fresh = True
+
+    def __init__(self, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any, groups: int):
+        self.how = (stride, padding, dilation, transposed, output_padding, groups)
+
+    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        weight, bias = p
+        h, weight = h.to(dtype or h.dtype), weight.to(dtype or weight.dtype)
+        if h.dim() == 4 and h.is_cpu:
+            # oneDNN reads and writes channels_last as they are, and would reorder the others in every pass.
+            h, weight = (t.contiguous(memory_format=torch.channels_last) for t in (h, weight))
+        return aten.convolution(h, weight, None if bias is None else bias.to(h.dtype), *self.how), (h, weight)
+
+    def _backward(self, a: Tensor, h: Tensor, weight: Tensor, *wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+        a = a.to(weight.dtype)
+        if a.dim() == 4 and a.is_cpu:
+            a = a.contiguous(memory_format=torch.channels_last)
+        found: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward(
+            a, h, weight, [a.shape[1]], *self.how, list(wanted)
+        )
+        return found
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return (self._backward(a, *saved, True, False, False)[0],)
+
+    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+        return aten.convolution(t.to(saved[1].dtype), saved[1], None, *self.how)
+
+    def weigh(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+        return self._backward(a, t.to(saved[1].dtype), saved[1], False, True, False)[1], None
+
+    def credit(self, p, saved, b):  # type: ignore[no-untyped-def]
+        bias = p[1] is not None
+        found = self._backward(b, *saved, False, True, bias)
+        return found[1], found[2] if bias else None
+
+
+class Activation(Rule):
+    """``phi(h)`` for each element, by its first and second derivative.
+
+    Args:
+        phi: the function; ``slope(a, s)`` is ``a phi'``, ``second(s)`` is ``phi''`` or None where it is 0 throughout.
+        result: whether ``s``, what these two see, is the output rather than the input.
+        inside: ``phi`` in place.
+    """
+
+    fresh = True
+
+    def __init__(
+        self,
+        phi: Callable[[Tensor], Tensor],
+        slope: Callable[[Tensor, Tensor], Tensor],
+        second: Callable[[Tensor], Tensor] | None = None,
+        *,
+        inside: Callable[[Tensor], Tensor] | None = None,
+        result: bool = True,
+    ) -> None:
+        self.phi, self.slope, self.second, self.inside, self.result = phi, slope, second, inside, result
+        self.curved = second is not None
+        self.fresh = not result
+
+    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        y = self.inside(h) if overwrite and self.inside is not None and self.result else self.phi(h)
+        return y, y if self.result else h
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return (self.slope(a, saved),)
+
+    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+        return self.slope(t, saved)
+
+    def bend(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+        return (None if self.second is None else self.second(saved) * a * t,)
+
+
+def leaky_relu(slope: float) -> Activation:
+    if slope < 0:  # its output does not tell the sign of its input
+        return Activation(
+            lambda h: F.leaky_relu(h, slope), lambda a, h: aten.leaky_relu_backward(a, h, slope, False), result=False
+        )
+    return Activation(
+        lambda h: F.leaky_relu(h, slope),
+        lambda a, y: aten.leaky_relu_backward(a, y, slope, True),
+        inside=lambda h: aten.leaky_relu_(h, slope),
+    )
+
+
+def relu() -> Activation:
+    return Activation(torch.relu, lambda a, y: aten.threshold_backward(a, y, 0), inside=torch.relu_)
+
+
+def tanh() -> Activation:
+    return Activation(torch.tanh, aten.tanh_backward, lambda y: -2.0 * y * (1.0 - y * y), inside=torch.tanh_)
+
+
+def sigmoid() -> Activation:
+    return Activation(
+        torch.sigmoid, aten.sigmoid_backward, lambda y: y * (1.0 - y) * (1.0 - 2.0 * y), inside=torch.sigmoid_
+    )
+
+
+def elu(alpha: float) -> Activation:
+    return Activation(
+        lambda h: F.elu(h, alpha),
+        lambda a, h: aten.elu_backward(a, alpha, 1.0, 1.0, False, h),
+        lambda h: torch.where(h > 0, 0.0, alpha * torch.exp(h.clamp(max=0.0))),
+        result=False,
+    )
+
+
+def silu() -> Activation:
+    def second(h: Tensor) -> Tensor:
+        s = torch.sigmoid(h)
+        return s * (1.0 - s) * (2.0 + h * (1.0 - 2.0 * s))
+
+    return Activation(F.silu, aten.silu_backward, second, result=False)
+
+
+def softplus(beta: float, threshold: float) -> Activation:
+    def second(h: Tensor) -> Tensor:
+        s = torch.sigmoid(beta * h)
+        return torch.where(beta * h > threshold, 0.0, beta * s * (1.0 - s))
+
+    return Activation(
+        lambda h: F.softplus(h, beta, threshold),
+        lambda a, h: aten.softplus_backward(a, h, beta, threshold),
+        second,
+        result=False,
+    )
+
+
+def gelu() -> Activation:
+    def second(h: Tensor) -> Tensor:
+        return torch.exp(-0.5 * h * h) * (2.0 - h * h) / math.sqrt(2.0 * math.pi)
+
+    return Activation(F.gelu, lambda a, h: aten.gelu_backward(a, h), second, result=False)
+
+
+class Normalise(Rule):
+    """``(h - mean) / sqrt(var + eps)`` over groups of a sample's elements, times ``p[0]``, plus ``p[1]``.
+
+    ``groups(shape)`` gives the number of groups in all, each of neighbouring elements. With P the projection
+    ``P t = t - mean(t) - u mean(u t)`` on what is left after both statistics, u the normalised values and s the
+    deviation, ``J t = P t / s`` is symmetric, and the gradient of ``<w, P t> / s`` by ``h`` is
+    ``-(u mean(w P t) + mean(u t) P w + mean(u w) P t) / s^2``.
+    """
+
+    curved = True
+    fresh = True
+
+    def __init__(self, groups: Callable[[torch.Size], int], eps: float, channelwise: bool) -> None:
+        self.groups, self.eps, self.channelwise = groups, eps, channelwise
+
+    def _broadcast(self, p: Tensor, like: Tensor) -> Tensor:
+        """A parameter in a shape that multiplies h: of channels, or of the last dimensions."""
+        return p.reshape(-1, *[1] * (like.dim() - 2)) if self.channelwise else p
+
+    def _affine(self, p: Sequence[Any], u: Tensor) -> Tensor:
+        return u if p[0] is None else u * self._broadcast(p[0], u).to(u.dtype)
+
+    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        if dtype is not None:
+            h = h.float()
+        shape = h.shape
+        grouped = h.reshape(self.groups(shape), -1)
+        variance, mean = torch.var_mean(grouped, 1, correction=0, keepdim=True)
+        rate = torch.rsqrt(variance + self.eps)
+        u = (grouped - mean) * rate
+        y = self._affine(p, u.reshape(shape))
+        if p[1] is not None:
+            y = y + self._broadcast(p[1], y).to(y.dtype)
+        elif p[0] is None:
+            y = y.clone()
+        return y, (u, rate, shape)
+
+    @staticmethod
+    def _project(u: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        along = (u * t).mean(1, keepdim=True)
+        return t - t.mean(1, keepdim=True) - u * along, along
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        u, rate, shape = saved
+        a = self._affine(p, a.to(u.dtype)).reshape(u.shape)
+        return ((self._project(u, a)[0] * rate).reshape(shape),)
+
+    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+        u, rate, shape = saved
+        return self._affine(p, (self._project(u, t.to(u.dtype).reshape(u.shape))[0] * rate).reshape(shape))
+
+    def bend(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+        u, rate, shape = saved
+        w = self._affine(p, a.to(u.dtype)).reshape(u.shape)
+        (pw, uw), (pt, ut) = self._project(u, w), self._project(u, t.to(u.dtype).reshape(u.shape))
+        source = u * (w * pt).mean(1, keepdim=True) + ut * pw + uw * pt
+        return ((-rate * rate * source).reshape(shape),)
+
+    def _total(self, p: Tensor, t: Tensor) -> Tensor:
+        return t.sum_to_size(self._broadcast(p, t).shape).reshape(p.shape)
+
+    def weigh(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+        if p[0] is None:
+            return None, None
+        u, rate, shape = saved
+        pushed = (self._project(u, t.to(u.dtype).reshape(u.shape))[0] * rate).reshape(shape)
+        return self._total(p[0], a * pushed), None
+
+    def credit(self, p, saved, b):  # type: ignore[no-untyped-def]
+        by_weight = None if p[0] is None else self._total(p[0], b * saved[0].reshape(saved[2]))
+        return by_weight, None if p[1] is None else self._total(p[1], b)
+
+
+class Scale(Rule):
+    """``h p[0] + p[1]`` with broadcasting; a factor is a number or a tensor, an offset or None."""
+
+    fresh = True
+
+    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        y = h if p[0] is None else h * p[0]
+        y = y if p[1] is None else y + p[1]
+        if y.shape[0] != h.shape[0]:
+            raise ValueError("a constant of the critic has more samples than its input")
+        return y.clone() if y is h else y, h
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return ((a if p[0] is None else a * p[0]).sum_to_size(saved.shape),)
+
+    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+        t = t if p[0] is None else t * p[0]
+        return (
+            t if p[1] is None or not isinstance(p[1], Tensor) else t.expand(torch.broadcast_shapes(t.shape, p[1].shape))
+        )
+
+    def weigh(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+        return (a * t).sum_to_size(p[0].shape) if isinstance(p[0], Tensor) else None, None
+
+    def credit(self, p, saved, b):  # type: ignore[no-untyped-def]
+        by_factor = (b * saved).sum_to_size(p[0].shape) if isinstance(p[0], Tensor) else None
+        return by_factor, b.sum_to_size(p[1].shape) if isinstance(p[1], Tensor) else None
+
+
+class Sum(Rule):
+    """``h0 + sign * h1``, two branches of the critic."""
+
+    fresh = True
+
+    def __init__(self, sign: float) -> None:
+        self.sign = sign
+
+    def value(self, p, h, k, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        return torch.add(h, k, alpha=self.sign), (h.shape, k.shape)
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return a.sum_to_size(saved[0]), (a if self.sign == 1 else a * self.sign).sum_to_size(saved[1])
+
+    def push(self, p, saved, t, s):  # type: ignore[no-untyped-def]
+        return torch.add(t, s, alpha=self.sign)
+
+
+class Product(Rule):
+    """``h0 * h1``, two branches of the critic."""
+
+    curved = True
+    fresh = True
+
+    def value(self, p, h, k, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        return h * k, (h, k)
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        h, k = saved
+        return (a * k).sum_to_size(h.shape), (a * h).sum_to_size(k.shape)
+
+    def push(self, p, saved, t, s):  # type: ignore[no-untyped-def]
+        return t * saved[1] + s * saved[0]
+
+    def bend(self, p, saved, a, t, s):  # type: ignore[no-untyped-def]
+        return (a * s).sum_to_size(saved[0].shape), (a * t).sum_to_size(saved[1].shape)
+
+
+class Reshape(Rule):
+    """The same elements in another shape; ``shape(h, *p)`` gives it."""
+
+    def __init__(self, shape: Callable[..., Sequence[int]]) -> None:
+        self.shape = shape
+
+    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        shape = self.shape(h, *p)
+        return h.reshape(shape), (h.shape, shape)
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return (a.reshape(saved[0]),)
+
+    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+        return t.reshape(saved[1])
+
+
+class Concatenate(Rule):
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def value(self, p, *h, dtype, overwrite):  # type: ignore[no-untyped-def]
+        return torch.cat(h, self.dim), [t.shape[self.dim] for t in h]
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return a.split(saved, self.dim)
+
+    def push(self, p, saved, *t):  # type: ignore[no-untyped-def]
+        return torch.cat(t, self.dim)
+
+
+class Map(Rule):
+    """A linear map without parameters, such as a pooling: ``forward(h)`` and its transpose ``back(a, h)``."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], back: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.forward, self.back = forward, back
+
+    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        return self.forward(h), h
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return (self.back(a, saved),)
+
+    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+        return self.forward(t)
+
+
+class Dropout(Rule):
+    """Zeros at random; every pass sees the same ones."""
+
+    fresh = True
+
+    def __init__(self, rate: float, whole_channels: bool) -> None:
+        self.rate, self.whole_channels = rate, whole_channels
+
+    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        ones = h.new_ones(*h.shape[:2], *[1] * (h.dim() - 2)) if self.whole_channels else torch.ones_like(h)
+        mask = F.dropout(ones, self.rate)
+        return h * mask, mask
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return (a * saved,)
+
+    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+        return t * saved
+
+
+class MaxPool(Rule):
+    """The largest element of each window; which one it is does not change under a small change of the input."""
+
+    def __init__(self, how: Sequence[Any]) -> None:
+        self.how = tuple(how)  # kernel, stride, padding, dilation, ceil
+
+    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+        y, at = aten.max_pool2d_with_indices(h, *self.how)
+        return y, (h, at)
+
+    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+        return (aten.max_pool2d_with_indices_backward(a, saved[0], *self.how, saved[1]),)
+
+    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+        return t.flatten(2).gather(2, saved[1].flatten(2)).reshape(saved[1].shape)
