@@ -21,7 +21,7 @@ from torch import Tensor
 import gmkernels as gmk
 
 FAMILIES = (
-    "coupling", "minibatch", "gaussian", "vae", "flows", "realnvp", "masked_conv", "masked_linear", "mlp", "gibbs", "autoregressive", "made",
+    "coupling", "minibatch", "gaussian", "vae", "gan", "flows", "realnvp", "masked_conv", "masked_linear", "mlp", "gibbs", "autoregressive", "made",
     "random", "overhead",
 )  # fmt: skip
 MODES = ("fwd", "fwd+bwd", "inverse", "sample", "step")

@@ -194,7 +194,7 @@ class GAN(Model):
 
     def penalise(self, real: Tensor, fake: Tensor) -> Tensor:
         """The penalty on the gradient of the score."""
-        critic = self.critic()
+        critic, fake = self.critic(), fake.to(real.dtype)  # under autocast it is narrower
         if self.penalty == "gradient":
             return gmk.gradient_penalty(critic, real, fake, lambda_=self.penalty_weight)
         if self.penalty == "r1":

@@ -72,8 +72,8 @@ class GANRecipe(Recipe):
     penalty: Penalty | None = None
     """On the gradient of the critic's score: none, gradient, r1, r2 or dragan (of wgan-gp gradient, else none)."""
     penalty_weight: float = 10.0
-    feature_matching: bool | None = None
-    """Let the generator match the mean features of the data (of semi-gan yes, else no)."""
+    feature_matching: bool = False
+    """Let the generator match the mean features of the data."""
     historical: float = 0.0
     """Weight of the squared distance of the weights from their average over the updates so far."""
     label_smoothing: float = 0.0
@@ -98,11 +98,10 @@ class GANRecipe(Recipe):
         return self.kind(dataset.shape, **self.options(dataset))
 
     def options(self, dataset: Dataset) -> dict[str, Any]:
-        smooth = {"historical": self.historical, "label_smoothing": self.label_smoothing}
-        found: dict[str, Any] = self.networks(dataset) | {"saturating": self.saturating}
-        if self.feature_matching is not None or any(smooth.values()):
-            matching = self.matching if self.feature_matching is None else self.feature_matching
-            found["techniques"] = Techniques(feature_matching=matching, **smooth)
+        techniques = Techniques(
+            feature_matching=self.feature_matching, historical=self.historical, label_smoothing=self.label_smoothing
+        )
+        found = self.networks(dataset) | {"saturating": self.saturating, "techniques": techniques}
         if self.penalty is not None:
             found["penalty"] = self.penalty
         found["penalty_weight"] = self.penalty_weight
@@ -110,9 +109,6 @@ class GANRecipe(Recipe):
             return found | {"levels": dataset.levels}
         x = held_out(dataset, "train", 100_000)
         return found | {"location": x.mean(0), "scale": x.std(0).clamp_min(1e-6)}
-
-    matching: ClassVar[bool] = False
-    """Whether the generator matches features by default."""
 
     def convolves(self, dataset: Dataset) -> bool:
         return (self.network or "conv") == "conv" and isinstance(dataset, ImageDataset)
@@ -297,8 +293,7 @@ class SemiSupervisedRecipe(GANRecipe):
 
     summary: ClassVar[str] = "GAN whose discriminator learns to classify from few labels (Salimans et al. 2016)"
     kind: ClassVar[type[GAN]] = SemiSupervisedGAN
-    matching: ClassVar[bool] = True
-
+    feature_matching: bool = True
     labels: int = 100
     """Labelled training images, the same number of every class; the other labels are not used."""
     labelled_batch: int | None = None
