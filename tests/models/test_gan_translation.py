@@ -1,0 +1,545 @@
+"""Translation of images: data in pairs and in domains, the networks' shapes, the pool, learning, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import gmkernels as gmk
+from genmodels import data
+from genmodels.cli import main
+from genmodels.data import Batch, ImageDataset, PairDataset, UnpairedDataset, apart, paired, unpaired
+from genmodels.data.colour import DEBIAN_EMOJI, _family
+from genmodels.data.pairs import edges, grey
+from genmodels.errors import DataError
+from genmodels.gan import CycleGAN, ImagePool, PatchGAN, Pix2Pix, ResidualTranslator, UNet
+from genmodels.gan.translation_judge import EveryChannel, distance, judge
+from genmodels.gan.translation_recipe import CycleGANRecipe, Pix2PixRecipe
+from genmodels.metrics import fashion28
+from genmodels.training import Fit, fit
+from genmodels.training.checkpoint import load_newest
+from tests.streams import Stopping
+
+# Data.
+
+
+@pytest.fixture(scope="module")
+def photos() -> ImageDataset:
+    found = data.load("photos", size=16)
+    assert isinstance(found, ImageDataset)
+    return found
+
+
+def _pixels(images: Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_photographs_are_cut_into_splits_that_share_no_pixel(photos: ImageDataset) -> None:
+    """Crops of different splits come from different tiles; two crops of a tile overlap, so equal ones would show."""
+    assert photos.shape == (3, 16, 16)
+    assert photos.classes == ("china", "flower")
+    sizes = {name: len(split.x) for name, split in photos.splits.items()}
+    assert sizes == {"train": 7392, "valid": 1056, "test": 2112}
+    # 4x4 corners of the crops, of those with some contrast: no patch of one split is a patch of another.
+    patches = {}
+    for name, (x, _) in photos.splits.items():
+        corners = torch.cat([x[:, :, i : i + 6, j : j + 6] for i in (0, 10) for j in (0, 10)])
+        busy = corners.float().std((1, 2, 3)) > 20
+        patches[name] = _pixels(corners[busy])
+        assert len(patches[name]) > 500
+    assert not patches["train"] & patches["test"]
+    assert not patches["train"] & patches["valid"]
+    assert not patches["valid"] & patches["test"]
+
+
+def test_photographs_never_move_between_splits(photos: ImageDataset) -> None:
+    assert [int(photos.splits[name].x[5].long().sum()) for name in ("train", "valid", "test")] == [
+        158864,
+        168521,
+        164302,
+    ]
+
+
+def test_groups_stay_together_and_every_index_is_in_one_split() -> None:
+    groups = [i // 3 for i in range(300)]
+    found = apart(groups)
+    assert sorted(torch.cat(list(found.values())).tolist()) == list(range(300))
+    assert [len(found[name]) for name in ("train", "valid", "test")] == [210, 30, 60]
+    homes = [{groups[i] for i in part.tolist()} for part in found.values()]
+    assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
+
+
+def test_skin_tones_and_genders_of_an_emoji_are_one_family() -> None:
+    waving, dark = (0x1F44B,), (0x1F44B, 0x1F3FF)
+    woman, man, person = ((who, 0x200D, 0x1F692) for who in (0x1F469, 0x1F468, 0x1F9D1))
+    assert _family(waving) == _family(dark)
+    assert _family(woman) == _family(man) == _family(person)
+    assert _family((0x1F6B4, 0x1F3FD, 0x200D, 0x2640, 0xFE0F)) == _family((0x1F6B4,))
+    assert len({_family(waving), _family(woman), _family((0x1F600,))}) == 3
+
+
+@pytest.mark.skipif(not DEBIAN_EMOJI.is_file(), reason="fonts-noto-color-emoji is not installed")
+def test_emoji_are_the_bitmaps_of_the_font() -> None:
+    found = data.load("emoji", size=16)
+    assert isinstance(found, ImageDataset)
+    assert found.shape == (3, 16, 16)
+    whole = torch.cat([split.x for split in found.splits.values()])
+    assert len(whole) > 3500
+    # On white, and in colour.
+    assert float((whole[:, :, 0, 0] > 250).all(1).float().mean()) > 0.9
+    assert float((whole.float().amax(1) - whole.float().amin(1)).mean()) > 20
+    assert not _pixels(found.splits["train"].x) & _pixels(found.splits["test"].x)
+
+
+def test_a_missing_font_is_named_with_its_package(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="apt-get install fonts-noto-color-emoji"):
+        data.emoji(path=tmp_path / "none.ttf")
+    (tmp_path / "text.ttf").write_text("this is no font")
+    with pytest.raises(DataError, match=r"text\.ttf is not the bitmap font of fonts-noto-color-emoji"):
+        data.emoji(path=tmp_path / "text.ttf")
+
+
+def test_edges_are_where_colours_change_and_grey_is_luminance() -> None:
+    image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    image[:, 2, :, 4:] = 200
+    expected = torch.zeros(8, 8, dtype=torch.uint8)
+    expected[:, 3:5] = 255
+    assert torch.equal(edges(image)[0, 0], expected)
+    assert grey(image)[0, 0, 0].tolist() == [0, 0, 0, 0, 23, 23, 23, 23]
+    assert grey(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).unique().tolist() == [255]
+
+
+def test_pairs_are_mirrored_together_and_resume_where_they_were(photos: ImageDataset) -> None:
+    pairs = paired(photos, "grey")
+    stream = pairs.stream(32, seed=3)
+    known = _pixels(pairs.splits["train"].y)
+    mirrored = 0
+    for _ in range(4):
+        x, y = next(stream)
+        assert torch.equal(grey(y), x)
+        turned = [image.numpy().tobytes() not in known for image in y]
+        assert all(image.numpy().tobytes() in known for image in y[turned].flip(3))
+        mirrored += sum(turned)
+    assert 30 < mirrored < 98
+    state = stream.state_dict()
+    expected = [next(stream) for _ in range(3)]
+    again = pairs.stream(32, seed=0)
+    again.load_state_dict(state)
+    for batch in expected:
+        found = next(again)
+        assert torch.equal(found.x, batch.x)
+        assert torch.equal(found.y, batch.y)
+
+
+def test_processes_share_an_epoch_of_pairs(photos: ImageDataset) -> None:
+    pairs = paired(photos, "edges")
+    whole = next(pairs.stream(16, seed=1)).y
+    halves = [next(pairs.stream(8, seed=1, rank=rank, world=2)).y for rank in range(2)]
+    assert torch.equal(torch.stack(halves, 1).flatten(0, 1), whole)
+
+
+def test_domains_are_two_classes_in_their_own_orders() -> None:
+    digits = data.load("digits")
+    assert isinstance(digits, ImageDataset)
+    both = unpaired(digits, "3", "8")
+    for name, (x, y) in both.splits.items():
+        labels = digits.splits[name].y
+        assert (len(x), len(y)) == (int((labels == 3).sum()), int((labels == 8).sum()))
+    stream = both.stream(4, seed=5)
+    first = [next(stream) for _ in range(3)]
+    x, y = both.splits["train"]
+    for batch in first:
+        assert _pixels(batch.x) <= _pixels(x)
+        assert _pixels(batch.y) <= _pixels(y)
+    again = both.stream(4, seed=0)
+    again.load_state_dict(both.stream(4, seed=5).state_dict())
+    assert torch.equal(next(again).y, first[0].y)
+
+
+def test_data_that_cannot_be_paired_is_refused(photos: ImageDataset) -> None:
+    digits = data.load("digits")
+    assert isinstance(digits, ImageDataset)
+    with pytest.raises(DataError, match=r"'grey' needs colour images, and those of digits have 1 channel"):
+        paired(digits, "grey")
+    with pytest.raises(ValueError, match=r"task must be one of edges, grey, got 'blur'"):
+        paired(photos, "blur")
+    with pytest.raises(DataError, match=r"photos has no class 'cat'; its classes: china, flower"):
+        unpaired(photos, "china", "cat")
+    with pytest.raises(DataError, match=r"the two domains must differ, got 'china' twice"):
+        unpaired(photos, "china", "china")
+    image = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"inputs \(2, 1, 8, 8\) and targets \(1, 1, 8, 8\) are not pairs"):
+        PairDataset("p", {"train": Batch(image, image[:1])})
+    with pytest.raises(TypeError, match=r"inputs and targets must be uint8 images"):
+        PairDataset("p", {"train": Batch(image, image.float())})
+    with pytest.raises(ValueError, match=r"the two domains have images of different shapes"):
+        UnpairedDataset("u", ("a", "b"), {"train": (image, image[:, :, :4])})
+    with pytest.raises(ValueError, match=r"photos: size must be between 4 and 80, got 90"):
+        data.photos(90)
+
+
+# Networks.
+
+
+@pytest.mark.parametrize(("size", "depth"), [((28, 28), 2), ((12, 20), 2), ((6, 10), 1), ((32, 32), 5)])
+def test_every_skip_of_a_unet_meets_its_mirror(size: tuple[int, int], depth: int) -> None:
+    net = UNet(2, 3, depth=depth, width=4, norm="instance")
+    x = torch.randn(2, 2, *size, requires_grad=True)
+    out = net(x)
+    assert out.shape == (2, 3, *size)
+    # Through the first skip alone a pixel reaches what lies beside it, whatever the bottleneck does.
+    (grad,) = torch.autograd.grad(out[0, 0, 0, 0], x)
+    assert float(grad[0, :, :3, :3].abs().min()) > 0
+    assert float(grad[1].abs().max()) == 0
+
+
+def test_a_unet_refuses_sizes_whose_skips_would_not_meet() -> None:
+    net = UNet(1, 1, depth=3, width=4)
+    with pytest.raises(ValueError, match=r"multiples of 2\*\*depth = 8.*got 28x28"):
+        net(torch.zeros(1, 1, 28, 28))
+    with pytest.raises(ValueError, match=r"depth must be at least 1, got 0"):
+        UNet(1, 1, depth=0)
+    with pytest.raises(ValueError, match=r"multiples of 2\*\*depth with a depth of at least 1, got 27x28 and depth 0"):
+        Pix2Pix((1, 27, 28), (1, 27, 28), layers=1)
+
+
+def test_dropout_is_noise_of_the_key_and_of_nothing_else() -> None:
+    model = Pix2Pix((1, 16, 16), (3, 16, 16), width=4, layers=1).eval()
+    x = torch.rand(6, 1, 16, 16)
+    one, same, other = (model.translate(x, key) for key in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(model.translate(x[4:], 1, first=4), one[4:], rtol=0, atol=1e-6)
+    assert torch.equal(model.translate(x, 1, noise=False), model.translate(x, 2, noise=False))
+    still = Pix2Pix((1, 16, 16), (3, 16, 16), width=4, layers=1, dropout=0.0).eval()
+    assert torch.equal(still.translate(x, 1), still.translate(x, 2))
+
+
+@pytest.mark.parametrize(("layers", "patch"), [(1, 16), (2, 34), (3, 70), (4, 142)])
+def test_a_patch_is_as_large_as_stated(layers: int, patch: int) -> None:
+    """The gradient of the middle output is nonzero in a square of that side, and nowhere else."""
+    critic = PatchGAN(1, width=2, layers=layers, norm="none").double()
+    assert critic.receptive_field == patch
+    with torch.no_grad():
+        for p in critic.parameters():
+            p.fill_(0.1)
+    x = torch.ones(1, 1, 2 * patch + 40, 2 * patch + 40, dtype=torch.float64, requires_grad=True)
+    out = critic(x)
+    (grad,) = torch.autograd.grad(out[0, 0, out.shape[2] // 2, out.shape[3] // 2], x)
+    rows, columns = (grad[0, 0] != 0).nonzero(as_tuple=True)
+    assert (int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1) == (patch, patch)
+    assert len(rows) == patch**2
+
+
+def test_networks_say_what_sizes_they_take() -> None:
+    with pytest.raises(ValueError, match=r"at least 12, got 8x30: fewer layers take smaller images"):
+        PatchGAN(1, width=2, layers=2)(torch.zeros(1, 1, 8, 30))
+    assert PatchGAN(1, width=2, layers=2)(torch.zeros(2, 1, 12, 12)).shape == (2, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"multiples of 4, at least 8; got 10x12"):
+        ResidualTranslator(1, 1, width=2, blocks=1)(torch.zeros(1, 1, 10, 12))
+    with pytest.raises(ValueError, match=r"norm must be instance, batch or none, got 'layer'"):
+        PatchGAN(1, norm="layer")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"height and width must be multiples of 4, got 30x30"):
+        CycleGAN((1, 30, 30))
+
+
+# The pool.
+
+
+def test_a_pool_keeps_all_until_it_is_full_and_then_shows_an_old_image_every_other_time() -> None:
+    size, n = 50, 20_000
+    pool = ImagePool(size, (1,))
+    images = torch.arange(n + size, dtype=torch.float32)[:, None]
+    assert torch.equal(pool.exchange(images[:size], gmk.random.key(seed=1)), images[:size])
+    assert torch.equal(pool.images, images[:size])
+    out = pool.exchange(images[size:], gmk.random.key(seed=2))[:, 0]
+    age = images[size:, 0] - out
+    shown_old = float((age > 0).float().mean())
+    # Five deviations of a fair coin.
+    assert abs(shown_old - 0.5) < 5 * 0.5 / math.sqrt(n)
+    # A kept image waits geometrically: each new image replaces it with probability 1/100, so 100 on average.
+    ages = age[age > 0][1000:]
+    assert abs(float(ages.mean()) - 2 * size) < 5 * 2 * size / math.sqrt(len(ages) / 2)
+    # Nothing is lost or doubled: what went out and what is left is what came in, less what was passed on.
+    seen = torch.cat([out, pool.images[:, 0]])
+    assert torch.equal(seen.sort().values, torch.arange(n + size, dtype=torch.float32))
+
+
+def test_a_pool_does_not_depend_on_how_images_come_in_but_on_its_state_alone() -> None:
+    pool, again = ImagePool(4, (2,)), ImagePool(4, (2,))
+    pool.exchange(torch.randn(7, 2), gmk.random.key(seed=1))
+    again.load_state_dict(pool.state_dict())
+    new, key = torch.randn(9, 2), gmk.random.key(seed=2)
+    assert torch.equal(pool.exchange(new, key), again.exchange(new, key))
+    assert torch.equal(pool.images, again.images)
+    with pytest.raises(ValueError, match=r"expected images of shape \(2,\), got \(3,\)"):
+        pool.exchange(torch.zeros(1, 3), key)
+    with pytest.raises(ValueError, match=r"size must be at least 0"):
+        ImagePool(-1, (2,))
+    grown = torch.randn(3, 2, requires_grad=True)
+    passed = ImagePool(0, (2,)).exchange(grown, key)
+    assert torch.equal(passed, grown)
+    assert not passed.requires_grad
+
+
+# Losses.
+
+
+def test_the_losses_of_pix2pix_are_those_of_the_paper() -> None:
+    model = Pix2Pix((1, 8, 8), (3, 8, 8), width=4, layers=1, l1=7.0, adversarial=0.5).double()
+    x, y = torch.rand(3, 1, 8, 8, dtype=torch.float64), torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    key = gmk.random.key(seed=3)
+    made = model.generator(2 * x - 1, key)
+    assert model.critic is not None
+    real, fake = (model.critic(torch.cat([2 * x - 1, image], 1)).sigmoid() for image in (2 * y - 1, made))
+    critic = model.losses(Batch(x, y), "critic", key)["loss"]
+    torch.testing.assert_close(critic, -0.5 * (real.log().mean() + (1 - fake).log().mean()))
+    found = model.losses(Batch(x, y), "generator", key)
+    torch.testing.assert_close(found["loss"], -0.5 * fake.log().mean() + 7 * (made - 2 * y + 1).abs().mean())
+    # The critic's loss moves the critic alone.
+    assert all(p.grad is None for p in model.parameters())
+    critic.backward()
+    assert all(p.grad is None for p in model.generator.parameters())
+
+
+def test_the_losses_of_a_cyclegan_are_those_of_the_paper() -> None:
+    model = CycleGAN((1, 8, 8), width=2, blocks=1, layers=1, cycle=3.0, identity=0.5).double().eval()
+    x, y = torch.rand(2, 1, 8, 8, dtype=torch.float64), torch.rand(3, 1, 8, 8, dtype=torch.float64)
+    a, b = 2 * x - 1, 2 * y - 1
+    to_y, to_x = model.to_y(a), model.to_x(b)
+    critic = sum(
+        0.5 * ((net(real) - 1) ** 2).mean() + 0.5 * (net(fake) ** 2).mean()
+        for net, real, fake in ((model.critic_x, a, to_x), (model.critic_y, b, to_y))
+    )
+    torch.testing.assert_close(model.losses(Batch(x, y), "critic")["loss"], critic)
+    fooled = ((model.critic_y(to_y) - 1) ** 2).mean() + ((model.critic_x(to_x) - 1) ** 2).mean()
+    cycle = (model.to_x(to_y) - a).abs().mean() + (model.to_y(to_x) - b).abs().mean()
+    same = (model.to_y(b) - b).abs().mean() + (model.to_x(a) - a).abs().mean()
+    found = model.losses(Batch(x, y), "generator")
+    torch.testing.assert_close(found["loss"], fooled + 3 * cycle + 1.5 * same)
+    # Judging leaves the pool alone, training fills it.
+    assert int(model.pool_x.held) == 0
+    model.train().losses(Batch(x, y), "critic")
+    assert (int(model.pool_x.held), int(model.pool_y.held)) == (3, 2)
+
+
+def test_bytes_and_fractions_are_the_same_images() -> None:
+    model = CycleGAN((1, 8, 8), width=2, blocks=1, layers=1, levels=17).eval()
+    x = torch.randint(0, 17, (2, 1, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(model.translate(x), model.translate(x / 16))
+    trip = model.round_trip(x, x)
+    torch.testing.assert_close(trip.x, x / 16)
+    torch.testing.assert_close(trip.back_to_x, model.translate(trip.to_y, "x"))
+
+
+def test_models_refuse_what_they_cannot_use() -> None:
+    model = Pix2Pix((1, 8, 8), (3, 8, 8), width=4, layers=1, adversarial=0.0)
+    x, y = torch.rand(2, 1, 8, 8), torch.rand(2, 3, 8, 8)
+    assert model.critic is None
+    assert set(model.losses(Batch(x, y))) == {"loss", "l1"}
+    with pytest.raises(ValueError, match=r"part must be generator, got 'critic'"):
+        model.losses(Batch(x, y), "critic")
+    with pytest.raises(ValueError, match=r"no targets"):
+        model.losses(Batch(x))
+    with pytest.raises(ValueError, match=r"y: expected images of shape \('batch', 3, 8, 8\), got \(2, 1, 8, 8\)"):
+        model.losses(Batch(x, x))
+    with pytest.raises(TypeError, match=r"expected uint8 images or floating ones in \[0, 1\], got torch.int64"):
+        model.translate(torch.zeros(1, 1, 8, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"one height and width"):
+        Pix2Pix((1, 8, 8), (3, 8, 16))
+    with pytest.raises(ValueError, match=r"l1 and adversarial must be 0 or more, and not both 0"):
+        Pix2Pix((1, 8, 8), (3, 8, 8), l1=0.0, adversarial=0.0)
+    cycle = CycleGAN((1, 8, 8), width=2, blocks=1, layers=1)
+    with pytest.raises(ValueError, match=r"no images y of the second domain"):
+        cycle.losses(Batch(x), "critic")
+    with pytest.raises(ValueError, match=r"part must be critic or generator, got 'both'"):
+        cycle.losses(Batch(x, x), "both")
+    with pytest.raises(ValueError, match=r"to must be x or y, got 'z'"):
+        cycle.translate(x, "z")
+    with pytest.raises(ValueError, match=r"cycle and identity must be 0 or more"):
+        CycleGAN((1, 8, 8), cycle=-1.0)
+
+
+# Figures.
+
+
+def test_features_of_every_channel_see_what_the_luminance_does_not() -> None:
+    images = torch.rand(40, 3, 32, 32)
+    found = EveryChannel(fashion28(), 3)(images)
+    assert found.shape == (40, 384)
+    red = EveryChannel(fashion28(), 3)(torch.stack([images[:, 0], *2 * [torch.zeros(40, 32, 32)]], 1))
+    torch.testing.assert_close(red[:, :128], found[:, :128])
+    assert not torch.allclose(red[:, 128:], found[:, 128:])
+    assert judge(1).describe() == fashion28(resize=True).describe()
+    assert "each of 3 channels (384 features)" in judge(3).describe()
+    with pytest.raises(ValueError, match=r"expected images \(B, 3, H, W\), got \(40, 1, 32, 32\)"):
+        EveryChannel(fashion28(), 3)(images[:, :1])
+
+
+# Learning.
+
+
+class _Stripes:
+    """Vertical stripes become horizontal ones: Y is X turned, of random phase and width; nothing is paired."""
+
+    @staticmethod
+    def domains(n: int, seed: int) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        phase, speed = (torch.rand(2, n, 1, 1, generator=g) for _ in range(2))
+        at = torch.arange(12.0)
+        x = torch.sin(2 * math.pi * (phase[0] + at * (0.15 + 0.1 * speed[0]))).expand(n, 12, 12)
+        y = torch.sin(2 * math.pi * (phase[1] + at[:, None] * (0.15 + 0.1 * speed[1]))).expand(n, 12, 12)
+        return tuple(((image + 1) * 127.5).round().to(torch.uint8)[:, None] for image in (x, y))  # type: ignore[return-value]
+
+
+def _learn(
+    model: torch.nn.Module, recipe: Pix2PixRecipe | CycleGANRecipe, stream: object, steps: int, out: Path
+) -> None:
+    config = Fit(max_steps=steps, lr=recipe.fit.lr, clip=0.0, warmup_steps=5)
+    fit(model, stream, out, config, parts=recipe.parts(model))  # type: ignore[arg-type]
+    model.eval()
+
+
+def test_a_cyclegan_turns_stripes_and_turns_them_back(tmp_path: Path) -> None:
+    both = UnpairedDataset("stripes", ("x", "y"), {"train": _Stripes.domains(512, 0), "test": _Stripes.domains(64, 1)})
+    recipe = CycleGANRecipe(fit=Fit(max_steps=1, lr=2e-3))
+    model = CycleGAN(both.shape, width=8, blocks=1, layers=1)
+
+    def upright(images: Tensor) -> float:
+        """The share of change that is across: 1 of vertical stripes, 0 of horizontal ones."""
+        across, down = images.diff(dim=3).abs().mean(), images.diff(dim=2).abs().mean()
+        return float(across / (across + down))
+
+    _learn(model, recipe, both.stream(16), 200, tmp_path)
+    trip = model.round_trip(*both.splits["test"])
+    assert upright(trip.x) > 0.99
+    assert upright(trip.to_y) < 0.3
+    assert upright(trip.to_x) > 0.7
+    assert float((trip.back_to_x - trip.x).abs().mean()) < 0.1
+    assert float((trip.back_to_y - trip.y).abs().mean()) < 0.1
+
+
+def test_pix2pix_learns_its_targets_and_the_critic_gives_them_back_their_contrast(tmp_path: Path) -> None:
+    """A coin that the input does not show makes a shape white, black or, more rarely, grey. The distance is least at
+    grey, the middle of the three; the critic has seen that most shapes are not grey."""
+    g = torch.Generator().manual_seed(0)
+    shape = torch.randint(0, 2, (256, 1, 4, 4), generator=g).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    coin = torch.tensor([-127, -127, 0, 127, 127])[torch.randint(0, 5, (256, 1, 1, 1), generator=g)]
+    inputs, targets = (255 * shape).to(torch.uint8), (128 + coin * shape).to(torch.uint8)
+    pairs = PairDataset("coins", {"train": Batch(inputs, targets)})
+    inside = shape[:64].bool()
+    contrast = {}
+    for adversarial in (0.0, 1.0):
+        recipe = Pix2PixRecipe(fit=Fit(max_steps=1, lr=4e-3), l1=1.0, adversarial=adversarial)
+        torch.manual_seed(0)
+        model = Pix2Pix(pairs.input_shape, pairs.shape, width=8, depth=2, layers=1, l1=1.0, adversarial=adversarial)
+        _learn(model, recipe, pairs.stream(16), 200, tmp_path / str(adversarial))
+        off = (model.translate(inputs[:64], 1) - 128 / 255).abs()
+        contrast[adversarial] = float(off[inside].mean())
+        # Around the shapes everything is grey, and both have learnt it.
+        assert float(off[~inside].mean()) < 0.1
+    assert contrast[0.0] < 0.05
+    assert contrast[1.0] > 0.35
+
+
+# Runs.
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Pix2PixRecipe(data="photos", image_size=8, task="grey", width=4, batch_size=4),
+        CycleGANRecipe(data="photos", image_size=12, domains=("china", "flower"), width=2, blocks=1, layers=1, pool=6),
+    ],
+    ids=["pix2pix", "cyclegan"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(recipe: Pix2PixRecipe | CycleGANRecipe, tmp_path: Path) -> None:
+    dataset, config, weights = recipe.dataset(), Fit(max_steps=10, warmup_steps=3), []
+    for stops in ([], [9]):
+        out = tmp_path / str(len(stops))
+        for at in [*stops, 0]:
+            torch.manual_seed(0)
+            model = recipe.build(dataset)
+            stream = Stopping(recipe.stream(dataset), at)
+            result = fit(model, stream, out, config, parts=recipe.parts(model))  # type: ignore[arg-type]
+            assert result.step == (5 if at else 10)
+        found = load_newest(out)
+        assert found is not None
+        weights.append({name: value for name, value in found[0].items() if name.startswith("model.")})
+    whole, resumed = weights
+    assert whole.keys() == resumed.keys()
+    if isinstance(recipe, CycleGANRecipe):
+        assert int(whole["model.pool_x.held"]) == 6
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def _png(path: Path) -> bool:
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 2000
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "drawn", "figures"),
+    [
+        (
+            "pix2pix",
+            ["--width", "4"],
+            ("translations", "noise", "loss"),
+            {"test_l1", "test_l1_mean_image", "test_frechet"},
+        ),
+        (
+            "cyclegan",
+            ["--domains", "3", "8", "--width", "2", "--blocks", "1", "--layers", "1"],
+            ("cycles", "loss"),
+            {
+                "test_cycle_l1_x",
+                "test_cycle_l1_y",
+                "test_frechet_domains",
+                "test_frechet_to_x",
+                "test_frechet_to_y",
+            },
+        ),
+    ],
+)
+def test_train_sample_evaluate_record(
+    model: str,
+    options: list[str],
+    drawn: tuple[str, ...],
+    figures: set[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, record = tmp_path / "run", tmp_path / "models.jsonl"
+    small = ["--data", "digits", "--batch-size", "4", "--max-steps", "4", "--evaluations", "1"]
+    assert main(["train", model, *small, *options, "--threads", "1", "--out", str(run)]) == 0
+    assert "judged by extractor fashion28 (128 features)" in capsys.readouterr().out
+    assert all(_png(run / f"{name}.png") for name in drawn)
+    assert main(["evaluate", str(run), "--record", str(record)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == figures
+    assert all(math.isfinite(value) for value in found.values())
+    report = json.loads((run / "result.json").read_text())
+    assert found == {name: pytest.approx(report[name]) for name in found}
+    assert "N " in json.loads(record.read_text())["judged_by"]
+    assert main(["sample", str(run), "--n", "6", "--seed", "3"]) == 0
+    assert _png(run / "samples-3.png")
+
+
+def test_the_command_line_says_what_data_will_not_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "cyclegan", "--data", "moons", "--out", str(tmp_path / "a")]) == 1
+    assert "CycleGAN is of images, and 'moons' is none of them" in capsys.readouterr().err
+    assert main(["train", "cyclegan", "--data", "digits", "--domains", "3", "x", "--out", str(tmp_path / "b")]) == 1
+    assert "digits has no class 'x'" in capsys.readouterr().err
+    assert main(["train", "pix2pix", "--data", "digits", "--task", "grey", "--out", str(tmp_path / "c")]) == 1
+    assert "task 'grey' needs colour images" in capsys.readouterr().err
+
+
+def test_the_distance_of_translations_is_that_of_their_features() -> None:
+    x = torch.rand(300, 1, 28, 28)
+    assert distance(judge(1), x, x.split(100)) < 1e-6
+    assert distance(judge(1), x, (0.5 * x).split(100)) > 1
