@@ -13,6 +13,8 @@ import gmkernels as gmk
 
 Norm = Literal["batch", "layer", "virtual", "none"]
 Shape = tuple[int, ...]
+REFERENCES = 64
+"""Size of the reference batch of virtual batch norm."""
 
 
 def normalisation(kind: Norm, shape: Shape) -> list[nn.Module]:
@@ -175,22 +177,24 @@ def convolutional(
     outputs: int = 1,
     minibatch: int = 0,
     dropout: float = 0.0,
+    reference: Tensor | None = None,
 ) -> dict[str, Any]:
     """Both networks of an image model and the size of its latents, as options of :class:`genmodels.gan.GAN`.
 
-    ``critic_width`` and ``critic_norm`` are those of the discriminator if they are others. Networks with batch norm begin as
-    :func:`initialise` makes them, others as torch does.
+    ``critic_width`` and ``critic_norm`` are those of the discriminator if they are others. Networks with batch norm
+    begin as :func:`initialise` makes them, others as torch does. ``reference`` is the batch, as the discriminator sees
+    it, by which virtual batch norm in there normalises; that of the generator is noise.
     """
     shape, critic = tuple(shape), norm if critic_norm is None else critic_norm
     generator = ConvGenerator(shape, latents, width, norm)
     trunk = conv_trunk(shape, critic_width or width, critic, dropout, smallest=4)
     discriminator = Discriminator(*trunk, outputs, minibatch=minibatch)
     for network, kind in ((generator, norm), (discriminator, critic)):
-        if kind == "batch":
+        if kind in ("batch", "virtual"):
             initialise(network)
         # The order of memory in which CPUs and tensor cores convolve.
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return {"generator": generator, "discriminator": discriminator, "latents": latents}
+    return _with_references(generator, norm, discriminator, critic, latents, reference)
 
 
 def perceptrons(
@@ -203,15 +207,26 @@ def perceptrons(
     outputs: int = 1,
     minibatch: int = 0,
     dropout: float = 0.0,
+    reference: Tensor | None = None,
 ) -> dict[str, Any]:
     """The same of linear layers, for samples of any shape."""
-    shape = tuple(shape)
-    trunk = mlp_trunk(shape, hidden, norm if critic_norm is None else critic_norm)
-    return {
-        "generator": MLPGenerator(shape, latents, hidden, norm),
-        "discriminator": Discriminator(*trunk, outputs, minibatch=minibatch, dropout=dropout),
-        "latents": latents,
-    }
+    shape, critic = tuple(shape), norm if critic_norm is None else critic_norm
+    generator = MLPGenerator(shape, latents, hidden, norm)
+    discriminator = Discriminator(*mlp_trunk(shape, hidden, critic), outputs, minibatch=minibatch, dropout=dropout)
+    return _with_references(generator, norm, discriminator, critic, latents, reference)
+
+
+def _with_references(
+    generator: nn.Module, norm: Norm, critic: Discriminator, critic_norm: Norm, latents: int, reference: Tensor | None
+) -> dict[str, Any]:
+    """Networks with virtual batch norm together with the batch that they normalise by."""
+    if norm == "virtual":
+        generator = gmk.nn.VirtualBatch(generator, torch.randn(REFERENCES, latents))
+    if critic_norm == "virtual":
+        if reference is None:
+            raise ValueError("virtual batch norm in a discriminator needs a reference batch of samples, got None")
+        critic.trunk = gmk.nn.VirtualBatch(critic.trunk, reference)
+    return {"generator": generator, "discriminator": critic, "latents": latents}
 
 
 def initialise(network: nn.Module, std: float = 0.02) -> None:

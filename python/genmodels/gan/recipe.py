@@ -21,7 +21,7 @@ from ..vae import SemiStream, keep_labels
 from . import pictures as drawn
 from .gan import GAN, Penalty
 from .judge import ImageJudge, VectorJudge, held_out
-from .networks import Norm, convolutional, perceptrons
+from .networks import REFERENCES, Norm, convolutional, perceptrons
 from .semi import SemiSupervisedGAN
 from .techniques import Techniques
 from .wasserstein import WGAN, WGANGP
@@ -126,12 +126,20 @@ class GANRecipe(Recipe):
             "outputs": self.outputs(dataset),
             "minibatch": self.minibatch,
             "dropout": self.dropout,
+            "reference": self.reference(dataset) if "virtual" in (norm, critic_norm) else None,
         }
         if self.network == "conv" and not isinstance(dataset, ImageDataset):
             raise DataError(f"a convolutional network is of images, and {self.data!r} is none of them")
         if self.convolves(dataset):
             return convolutional(dataset.shape, width=self.width, critic_width=self.critic_width, **common)
         return perceptrons(dataset.shape, hidden=self.hidden, **common)
+
+    def reference(self, dataset: Dataset) -> Tensor:
+        """Training samples, as the discriminator sees them, for virtual batch norm."""
+        x = held_out(dataset, "train", 100_000)
+        if isinstance(dataset, ImageDataset):
+            return x[:REFERENCES].float() * (2 / (dataset.levels - 1)) - 1
+        return (x[:REFERENCES] - x.mean(0)) / x.std(0).clamp_min(1e-6)
 
     def outputs(self, dataset: Dataset) -> int:
         return 1
