@@ -31,7 +31,7 @@ class Recipe:
     data: str = "mnist5k"
     """A data set of `genmodels list`, a folder of pictures, or a table (a .npy file, or a folder of three)."""
     image_size: int = 32
-    """Edge of the images made from a folder."""
+    """Edge of the images made from a folder, of emoji and of crops of photos."""
     image_channels: int = 3
     """1 or 3: grey or colour images from a folder."""
     batch_size: int | None = None

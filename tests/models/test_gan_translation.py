@@ -350,6 +350,8 @@ def test_models_refuse_what_they_cannot_use() -> None:
         model.losses(Batch(x, x))
     with pytest.raises(TypeError, match=r"expected uint8 images or floating ones in \[0, 1\], got torch.int64"):
         model.translate(torch.zeros(1, 1, 8, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"floating images must lie in \[0, 1\], got values from -1 to 1"):
+        model.translate(torch.linspace(-1, 1, 64).view(1, 1, 8, 8))
     with pytest.raises(ValueError, match=r"one height and width"):
         Pix2Pix((1, 8, 8), (3, 8, 16))
     with pytest.raises(ValueError, match=r"l1 and adversarial must be 0 or more, and not both 0"):

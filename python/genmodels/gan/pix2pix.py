@@ -27,7 +27,7 @@ class Translator(Model):
         """Images (B, *shape), uint8 levels or real in [0, 1], as numbers in [-1, 1].
 
         Raises:
-            ValueError: the images have another shape.
+            ValueError: the images have another shape, or floating ones lie outside [0, 1].
             TypeError: they are neither uint8 nor floating.
         """
         if tuple(images.shape[1:]) != tuple(shape):
@@ -36,6 +36,10 @@ class Translator(Model):
             return images.to(self.device, self.dtype) * (2 / (self.levels - 1)) - 1
         if not images.is_floating_point():
             raise TypeError(f"{name}: expected uint8 images or floating ones in [0, 1], got {images.dtype}")
+        if len(images) and not torch.compiler.is_compiling():
+            low, high = (float(end) for end in images.detach().aminmax())
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"{name}: floating images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
         return images.to(self.device, self.dtype) * 2 - 1
 
     @staticmethod
