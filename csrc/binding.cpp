@@ -81,6 +81,19 @@ void penalty(const py::tuple& size, py::handle a, py::handle b, Address weight, 
   run(Entry, args, z.batch * z.outer * z.inner);
 }
 
+template <int (*Entry)(const gmk_virtual_norm_args*)>
+void virtual_batch_norm(const Triple& shape, py::handle x, py::handle grad, py::handle v_x,
+                        const std::array<Address, 14>& at_, double own, double eps) {
+  gmk_virtual_norm_args args{};
+  args.batch = shape[0], args.channels = shape[1], args.positions = shape[2];
+  args.x = rows(x), args.grad = rows(grad), args.v_x = rows(v_x);
+  for (int i = 0; i < 4; ++i) {
+    args.shared[i] = at(at_[i]), args.v_shared[i] = at(at_[4 + i]), args.out_shared[i] = at(at_[10 + i]);
+  }
+  args.out = at(at_[8]), args.out_grad = at(at_[9]), args.own = own, args.eps = eps;
+  run(Entry, args, shape[0] * shape[1] * shape[2]);
+}
+
 template <int (*Entry)(const gmk_reparameterize_args*)>
 void reparameterize(const py::tuple& size, py::handle mu, py::handle logvar, py::handle grad_z, py::handle v_mu,
                     py::handle v_logvar, Address grad_kl, Address key, int64_t first, double beta, double free_bits,
@@ -359,6 +372,10 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("random_interpolate", penalty<gmk_random_interpolate>);
   m.def("norm_penalty", penalty<gmk_norm_penalty>);
+  m.def("virtual_batch_norm", virtual_batch_norm<gmk_virtual_batch_norm>);
+  m.def("virtual_batch_norm_backward", virtual_batch_norm<gmk_virtual_batch_norm_backward>);
+  m.def("virtual_batch_norm_double_backward", virtual_batch_norm<gmk_virtual_batch_norm_double_backward>);
+
   m.def("reparameterize_kl", reparameterize<gmk_reparameterize_kl>);
   m.def("reparameterize_kl_backward", reparameterize<gmk_reparameterize_kl_backward>);
   m.def("reparameterize_kl_double_backward", reparameterize<gmk_reparameterize_kl_double_backward>);

@@ -31,6 +31,7 @@ from .ops.penalty import (
     r2_penalty,
     random_interpolate,
 )
+from .ops.virtual_batch_norm import virtual_batch_norm
 from .version import __version__
 
 __all__ = [
@@ -73,5 +74,6 @@ __all__ = [
     "rbm_sample_visible",
     "reparameterize_kl",
     "use_backend",
+    "virtual_batch_norm",
     "wavenet_sample",
 ]

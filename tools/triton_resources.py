@@ -317,9 +317,27 @@ def masked_conv() -> Iterator[Case]:
         yield f"gate {name} double", lambda t=t, c=cond, g=g: family.gated_activation_double_backward(t, g, t, c)
 
 
+def virtual_batch_norm() -> Iterator[Case]:
+    from gmkernels.ops.virtual_batch_norm import triton as family
+
+    def calls(name: str, x: torch.Tensor) -> Iterator[Case]:
+        c, mix = _empty(x.shape[1]), (0.01, 1e-5)
+        yield f"{name} forward", lambda: family.virtual_batch_norm(x, c, c, c, c, *mix)
+        yield f"{name} backward", lambda: family.virtual_batch_norm_backward(x, x, c, c, c, *mix)
+        double = family.virtual_batch_norm_double_backward
+        yield f"{name} double", lambda: double(x, c, c, c, c, x, x, c, c, c, *mix)
+
+    for exponent in range(9):
+        yield from calls(f"{2**exponent}", _empty(64, 128, 2**exponent))
+    yield from calls("channels_last", _empty(64, 16, 16, 128).permute(0, 3, 1, 2))
+    for dtype in (torch.bfloat16, torch.float16):
+        yield from calls(f"{dtype}", _empty(64, 99, 49, dtype=dtype))
+
+
 FAMILIES = {
     "affine": affine, "planar": planar, "minibatch": minibatch, "random": random, "gaussian": gaussian,
     "boltzmann": boltzmann, "rbm": rbm, "masked_conv": masked_conv,
+    "virtual_batch_norm": virtual_batch_norm,
 }  # fmt: skip
 # What CI compiles, for sm_90: every kernel, and the heaviest tile of each.
 QUICK = {
@@ -338,6 +356,7 @@ QUICK = {
     "rbm energy 4096 torch.float32 forward", "rbm energy 4096 torch.bfloat16 double",
     "masked_conv 96 to 96 5x5 torch.float32 forward", "masked_conv 64 to 128 7x7 torch.float32 backward",
     "masked_conv gate label double",
+    "virtual_batch_norm 256 forward", "virtual_batch_norm 1 backward", "virtual_batch_norm channels_last double",
 }  # fmt: skip
 
 

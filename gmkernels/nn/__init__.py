@@ -9,6 +9,7 @@ from .minibatch import MinibatchDiscrimination
 from .mlp import MLP
 from .rbm import RBM
 from .reversible import Reversible
+from .virtual_batch_norm import VirtualBatch, VirtualBatchNorm, virtual_batch
 
 __all__ = [
     "MLP",
@@ -25,4 +26,7 @@ __all__ = [
     "PlanarFlow",
     "Reparameterize",
     "Reversible",
+    "VirtualBatch",
+    "VirtualBatchNorm",
+    "virtual_batch",
 ]

@@ -108,6 +108,26 @@ typedef struct {
 GMK_API int gmk_random_interpolate(const gmk_penalty_args* args); /* -> out */
 GMK_API int gmk_norm_penalty(const gmk_penalty_args* args);       /* -> out, out_penalty */
 
+/* ---- virtual batch norm ------------------------------------------------------------------------------------------ */
+
+/* What all examples share comes in this order: mean, var, weight, bias; (channels) each, contiguous, in the wide
+ * dtype. The strides of x, grad and v_x are over (batch, channel, position), or (batch, -, channel) of one position. */
+typedef struct {
+  int64_t batch, channels, positions;
+  gmk_rows x, grad, v_x; /* one dtype */
+  const void* shared[4];
+  const void* v_shared[4]; /* cotangents of their gradients */
+  void *out, *out_grad;    /* contiguous, in the dtype of x */
+  void* out_shared[4];     /* NULL where not wanted */
+  double own, eps;         /* the share of an example's own statistics */
+} gmk_virtual_norm_args;
+
+GMK_API int gmk_virtual_batch_norm(const gmk_virtual_norm_args* args); /* -> out */
+/* gradients by x and the shared -> out, out_shared */
+GMK_API int gmk_virtual_batch_norm_backward(const gmk_virtual_norm_args* args);
+/* gradients of <v_x, dx> + <v_shared, dshared> by x, grad and the shared -> out, out_grad, out_shared */
+GMK_API int gmk_virtual_batch_norm_double_backward(const gmk_virtual_norm_args* args);
+
 /* ---- gaussian ---------------------------------------------------------------------------------------------------- */
 
 typedef struct {

@@ -13,6 +13,9 @@
   X(minibatch_discrimination, gmk_minibatch_args)                  \
   X(minibatch_discrimination_backward, gmk_minibatch_args)         \
   X(minibatch_discrimination_double_backward, gmk_minibatch_args)  \
+  X(virtual_batch_norm, gmk_virtual_norm_args)                     \
+  X(virtual_batch_norm_backward, gmk_virtual_norm_args)            \
+  X(virtual_batch_norm_double_backward, gmk_virtual_norm_args)     \
   X(reparameterize_kl, gmk_reparameterize_args)                    \
   X(reparameterize_kl_backward, gmk_reparameterize_args)           \
   X(reparameterize_kl_double_backward, gmk_reparameterize_args)    \
