@@ -52,6 +52,27 @@ def test_critic_and_generator_own_their_networks_and_nothing_else() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_techniques_reach_the_generator_and_the_encoder() -> None:
+    model = BiGAN((1, 8, 8), **SMALL, techniques=Techniques(feature_matching=True, historical=2.0)).double().eval()
+    x = model.inside(_images(5))
+    z = model.noise(5, 4)
+    model.noise = lambda n: z  # type: ignore[assignment, method-assign]
+    gap = model.discriminator.features(x, model.encoder(x)).mean(0) - model.discriminator.features(
+        model.generator(z), z
+    ).mean(0)
+    with torch.no_grad():
+        next(model.encoder.parameters()).add_(0.5)
+        count = next(model.encoder.parameters()).numel()
+    moved = model.losses(Batch(model.outside(x)), "generator")
+    torch.testing.assert_close(moved["historical"], torch.tensor(2.0 * 0.25 * count, dtype=torch.float64))
+    with torch.no_grad():
+        next(model.encoder.parameters()).sub_(0.5)
+    found = model.losses(Batch(model.outside(x)), "generator")
+    torch.testing.assert_close(found["loss"] - found["historical"], gap.square().sum())
+    found["loss"].backward()
+    assert all(p.grad is not None for net in (model.generator, model.encoder) for p in net.parameters())
+
+
 def test_the_critic_sees_both_halves_of_a_pair() -> None:
     model = BiGAN((1, 8, 8), **SMALL).eval()
     x, z = torch.randn(6, 1, 8, 8, requires_grad=True), torch.randn(6, 3, requires_grad=True)
@@ -79,11 +100,11 @@ def test_codes_do_not_depend_on_the_batch_and_go_back_to_images() -> None:
 def test_what_is_of_a_discriminator_of_images_alone_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for options in ({"penalty": "r1"}, {"techniques": Techniques(feature_matching=True)}):
-        with pytest.raises(ValueError, match="penalties and feature matching are of a discriminator of images alone"):
+    for options in ({"penalty": "r1"}, {"norm": "virtual"}):
+        with pytest.raises(ValueError, match="not offered"):
             BiGAN((1, 8, 8), **SMALL, **options)  # type: ignore[arg-type]
     assert main(["train", "bigan", "--data", "digits", "--penalty", "r1", "--out", str(tmp_path / "a")]) == 1
-    assert "a BiGAN's discriminator sees pairs" in capsys.readouterr().err
+    assert "a BiGAN, whose discriminator sees pairs, does not offer --penalty" in capsys.readouterr().err
     assert main(["train", "bigan", "--data", "moons", "--out", str(tmp_path / "b")]) == 1
     assert "a BiGAN is of images, and 'moons' is none of them" in capsys.readouterr().err
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gmkernels as gmk
+
 from ..training import Part
-from .gan import GAN
+from .gan import GAN, wide
 from .networks import ConvGenerator, Norm, conv_trunk, initialise
 
 
@@ -52,7 +54,8 @@ class BiGAN(GAN):
     With logits l (their equation 3, each side against flipped labels as in section 3.4), means over the batch:
 
     - critic: ``softplus(-l(x, E(x))) + softplus(l(G(z), z))``,
-    - generator, G and E together: ``softplus(l(x, E(x))) + softplus(-l(G(z), z))``.
+    - generator, G and E together: ``softplus(l(x, E(x))) + softplus(-l(G(z), z))``, with ``saturating`` minus the critic's,
+      with feature matching the squared distance of the mean features of the two kinds of pairs.
 
     At the optimum the two laws of pairs are one and E is the inverse of G almost everywhere (theorem 2). The networks are
     those of :class:`DCGAN`; E is the mirror of G with a linear map to z.
@@ -61,10 +64,10 @@ class BiGAN(GAN):
         shape: (channels, height, width) with sides that halve evenly to 4 to 7 pixels.
         latents: size of z, standard normal; 50 in the paper for 28x28.
         width: channels of the largest inner images.
-        norm: of generator and encoder; ``critic_norm`` of the discriminator.
+        norm: of generator and encoder, ``batch``, ``layer`` or ``none``; ``critic_norm`` of the discriminator.
         hidden: units of the discriminator's layers after the convolutions.
         dropout: of the discriminator.
-        options: see :class:`GAN`; penalties and feature matching are of a discriminator of images alone, and not offered.
+        options: see :class:`GAN`; penalties are of a discriminator of images alone, and not offered.
 
     Raises:
         ValueError: sizes that do not fit the networks, or an option that is not offered.
@@ -82,31 +85,42 @@ class BiGAN(GAN):
         dropout: float = 0.0,
         **options: Any,
     ) -> None:
+        if "virtual" in (norm, critic_norm):
+            raise ValueError("BiGAN: virtual batch norm needs a reference batch of pairs, which is not offered")
         shape = tuple(shape)
         generator = ConvGenerator(shape, latents, width, norm)
         trunk, features = conv_trunk(shape, width, critic_norm, dropout)
         discriminator = PairDiscriminator(trunk, features, latents, hidden, dropout)
         super().__init__(shape, latents=latents, generator=generator, discriminator=discriminator, **options)
-        if self.penalty != "none" or self.techniques.feature_matching:
-            raise ValueError("BiGAN: penalties and feature matching are of a discriminator of images alone")
+        if self.penalty != "none":
+            raise ValueError("BiGAN: a penalty is of a discriminator of images alone, and not offered")
         eyes, features = conv_trunk(shape, width, norm)
         self.encoder = nn.Sequential(eyes, nn.Linear(features, latents))
         for network in (generator, discriminator, self.encoder):
             initialise(network)
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.techniques.historical:
+            both = [*generator.parameters(), *self.encoder.parameters()]
+            self.history["generator"] = gmk.nn.HistoricalAverage(both)
+            self.history["critic"] = gmk.nn.HistoricalAverage(discriminator)
 
     def critic_losses(self, batch: Any, real: Tensor) -> dict[str, Tensor]:
         z = self.noise(len(real))
         with torch.no_grad():
             fake, code = self.generator(z), self.encoder(real)
-        return self.judge(self.discriminator(real, code), self.discriminator(fake, z))
+        return self.judge(wide(self.discriminator(real, code)), wide(self.discriminator(fake, z)))
 
     def generator_losses(self, real: Tensor) -> dict[str, Tensor]:
         z = self.noise(len(real))
-        pairs = self.discriminator(real, self.encoder(real)), self.discriminator(self.generator(z), z)
-        sign = -1 if self.saturating else 1
-        loss = sign * F.softplus(sign * pairs[0]).mean() + sign * F.softplus(-sign * pairs[1]).mean()
-        return {"loss": loss}
+        pairs = (real, self.encoder(real)), (self.generator(z), z)
+        if self.techniques.feature_matching:
+            features = [self.discriminator.features(*pair) for pair in pairs]  # type: ignore[operator]
+            # E is learnt too, and its images are the real ones.
+            return {"loss": gmk.feature_matching_loss(*features, detach_real=False)}
+        found, made = (wide(self.discriminator(*pair)) for pair in pairs)
+        if self.saturating:
+            return {"loss": -F.softplus(-found).mean() - F.softplus(made).mean()}
+        return {"loss": F.softplus(found).mean() + F.softplus(-made).mean()}
 
     def parts(
         self,

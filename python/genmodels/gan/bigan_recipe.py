@@ -25,7 +25,8 @@ from .recipe import GANRecipe
 class BiGANRecipe(GANRecipe):
     """BiGAN (Donahue et al. 2017): a generator and the encoder that inverts it, judged as pairs. Of images.
 
-    The networks are convolutional; penalties, feature matching and minibatch discrimination are not offered.
+    The networks are convolutional. Penalties and minibatch discrimination are of a discriminator of images alone, and not
+    offered.
     """
 
     summary: ClassVar[str] = "GAN with an encoder that inverts the generator (Donahue et al. 2017), images"
@@ -45,11 +46,15 @@ class BiGANRecipe(GANRecipe):
         return found
 
     def options(self, dataset: Dataset) -> dict[str, Any]:
-        if self.penalty not in (None, "none") or self.feature_matching or self.minibatch or self.network == "mlp":
-            raise DataError(
-                "a BiGAN's discriminator sees pairs: --penalty, --feature-matching, --minibatch and --network mlp are "
-                "not offered"
-            )
+        refused = {
+            "--penalty": self.penalty not in (None, "none"),
+            "--minibatch": bool(self.minibatch),
+            "--critic-width": self.critic_width is not None,
+            "--network mlp": self.network == "mlp",
+        }
+        if any(refused.values()):
+            names = ", ".join(name for name, given in refused.items() if given)
+            raise DataError(f"a BiGAN, whose discriminator sees pairs, does not offer {names}")
         if len(self.hidden) != 1:
             raise DataError(f"--hidden of a BiGAN is one number, got {len(self.hidden)}")
         found = super().options(dataset)
