@@ -303,3 +303,21 @@ def test_bad_input_is_explained() -> None:
         _small().decode(torch.zeros(2, 4))
     with pytest.raises(DataError, match="labelled x, y and unlabelled u"):
         SemiSupervisedGAN(2, 3).losses(Batch(torch.randn(4, 2)), "critic")
+
+
+def test_virtual_batch_norm_lets_no_sample_see_another() -> None:
+    torch.manual_seed(0)
+    shape = (1, 28, 28)
+    reference = torch.rand(16, *shape) * 2 - 1
+    model = GAN(shape, **gan.convolutional(shape, latents=8, width=4, norm="virtual", reference=reference))
+    x, z = torch.rand(6, *shape) * 2 - 1, model.noise(6)
+    torch.testing.assert_close(model.discriminator(x)[2:4], model.discriminator(x[2:4]))
+    torch.testing.assert_close(model.generator(z)[2:4], model.generator(z[2:4]))
+    batch = Batch((x + 1) / 2)
+    for part, parts in model.parts().items():
+        loss = model.losses(batch, part)["loss"]
+        loss.backward()
+        parts.optimizer.step()
+    assert torch.equal(model.state_dict()["discriminator.trunk.reference"], reference)
+    with pytest.raises(ValueError, match="needs a reference batch of samples, got None"):
+        gan.convolutional(shape, critic_norm="virtual")
