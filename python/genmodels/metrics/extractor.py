@@ -128,10 +128,11 @@ def read_weights(name: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
     safetensors = need("safetensors.torch", f"extractor {name!r}")
     path = folder / f"{name}.safetensors"
     try:
-        sums = dict(reversed(line.split()) for line in (folder / CHECKSUMS.name).read_text().splitlines())
+        lines = (folder / CHECKSUMS.name).read_text().splitlines()
         raw = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"extractor {name!r}: cannot read its weights ({error}); reinstall genmodels") from None
+    sums = {name: digest for digest, name in map(str.split, lines)}
     found, expected = hashlib.sha256(raw).hexdigest(), sums.get(path.name, "no line for this file")
     if found != expected:
         raise CheckpointError(

@@ -31,49 +31,54 @@ SIDES = ("real", "fake")
 class Moments:
     """The sums of x and of x x^T over samples x (d,), in float64; the samples themselves while they are at most d.
 
-    ``n`` samples; either ``rows`` holds them all, or ``total`` (d,) and ``outer`` (d, d) their sums. Both forms take no
+    ``n`` samples; either ``rows`` holds them all, or ``sums`` are those of x (d,) and x x^T (d, d). Both forms take no
     more memory than d x d.
     """
 
     n: int = 0
     rows: list[Tensor] = field(default_factory=list)
-    total: Tensor | None = None
-    outer: Tensor | None = None
+    sums: tuple[Tensor, Tensor] | None = None
 
     @property
     def width(self) -> int | None:
         """The number of features; None before the first."""
-        return self.rows[0].shape[1] if self.rows else None if self.total is None else len(self.total)
+        return self.rows[0].shape[1] if self.rows else None if self.sums is None else len(self.sums[0])
 
     def add(self, x: Tensor) -> None:
         """Take in features (n, d), float64."""
         self.n += len(x)
-        if self.outer is None:
-            self.rows.append(x)
-            if self.n > x.shape[1]:
-                self.fold()
-        else:
-            self.total += x.sum(dim=0)
-            self.outer.addmm_(x.mT, x)
+        if self.sums is not None:
+            self.sums = self.sums[0] + x.sum(dim=0), self.sums[1].addmm_(x.mT, x)
+            return
+        self.rows.append(x)
+        if self.n > x.shape[1]:
+            self.fold()
 
     def fold(self) -> None:
         """From samples to sums."""
-        if self.outer is None:
-            x = torch.cat(self.rows)
-            self.total, self.outer, self.rows = x.sum(dim=0), x.mT @ x, []
+        x = torch.cat(self.rows)
+        self.rows, self.sums = [], (x.sum(dim=0), x.mT @ x)
 
-    def samples(self) -> Tensor | None:
-        return torch.cat(self.rows) if self.rows else None
+    def join(self, other: Moments) -> None:
+        """Take in what another has seen, as if its samples came after these. Both keep their own memory."""
+        for rows in other.rows:
+            self.add(rows)
+        if other.sums is not None:
+            if self.rows:
+                self.fold()
+            self.n += other.n
+            a, b = other.sums
+            self.sums = (a.clone(), b.clone()) if self.sums is None else (self.sums[0] + a, self.sums[1] + b)
 
     def gaussian(self) -> Gaussian:
         """Mean and covariance (by n - 1), or mean and centred samples over sqrt(n - 1)."""
-        if self.outer is None:
+        if self.sums is None:
             x = torch.cat(self.rows)
             mean = x.mean(dim=0)
-            return Gaussian(mean, None, (x - mean) / math.sqrt(max(self.n - 1, 1)))
-        assert self.total is not None
-        mean = self.total / self.n
-        covariance = torch.addr(self.outer, mean, self.total, alpha=-1.0) / (self.n - 1)
+            return Gaussian(mean, None, (x - mean) / math.sqrt(self.n - 1))
+        total, outer = self.sums
+        mean = total / self.n
+        covariance = torch.addr(outer, mean, total, alpha=-1.0) / (self.n - 1)
         return Gaussian(mean, 0.5 * (covariance + covariance.mT), None)
 
 
@@ -86,7 +91,10 @@ class Gaussian:
     root: Tensor | None
 
     def trace(self) -> Tensor:
-        return self.root.square().sum() if self.covariance is None else self.covariance.trace()  # type: ignore[union-attr]
+        if self.root is not None:
+            return self.root.square().sum()
+        assert self.covariance is not None
+        return self.covariance.trace()
 
 
 def distance(a: Gaussian, b: Gaussian) -> float:
@@ -237,34 +245,22 @@ class FrechetDistance:
 
 
 def gathered(moments: Moments) -> Moments:
-    """The moments of all processes together; these themselves where there is one."""
+    """The moments of all processes together, in the order of their ranks; these themselves where there is one."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return moments
-    shared: list[Moments] = [moments] * dist.get_world_size()
-    if moments.outer is None:
-        head = Moments(moments.n, [row.cpu() for row in moments.rows])
-    else:
-        head = Moments(moments.n, [], moments.total.cpu(), moments.outer.cpu())
-    dist.all_gather_object(shared, head)
-    return merged(shared)
-
-
-def merged(parts: list[Moments]) -> Moments:
-    """What one :class:`Moments` would be that had seen all samples of ``parts``, in their order."""
-    widths = {part.width for part in parts} - {None}
-    if len(widths) > 1:
-        raise ValueError(f"moments of features of different widths cannot be added: {sorted(map(int, widths))}")
+    here = moments.width
+    device = moments.rows[0].device if moments.rows else None if moments.sums is None else moments.sums[0].device
+    sent = Moments(moments.n, [row.cpu() for row in moments.rows])
+    sent.sums = None if moments.sums is None else (moments.sums[0].cpu(), moments.sums[1].cpu())
+    found: list[Moments] = [sent] * dist.get_world_size()
+    dist.all_gather_object(found, sent)
+    widths = {part.width for part in found} - {None, here}
+    if here is not None and widths:
+        raise ValueError(f"features are {here} wide in this process and {widths.pop()} in another")
     whole = Moments()
-    for part in parts:
-        for rows in part.rows:
-            whole.add(rows)
-        if part.outer is not None:
-            whole.n += part.n
-            if whole.rows:
-                whole.fold()
-            if whole.outer is None:
-                whole.total, whole.outer = part.total.clone(), part.outer.clone()
-            else:
-                whole.total += part.total
-                whole.outer += part.outer
+    for part in found:
+        whole.join(part)
+    if device is not None:
+        whole.rows = [row.to(device) for row in whole.rows]
+        whole.sums = None if whole.sums is None else (whole.sums[0].to(device), whole.sums[1].to(device))
     return whole
