@@ -191,6 +191,6 @@ class Passes:
 
 
 def _merge(into: list[Tensor | None], terms: Sequence[Tensor | None], wanted: Sequence[bool]) -> None:
-    for k, (term, want) in enumerate(zip(terms, wanted, strict=True)):
+    for k, (term, want) in enumerate(zip(terms, wanted, strict=False)):
         if want:
             _add(into, k, term)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +59,7 @@ _SIMPLE = (int, float, bool, str, tuple, type(None))
 
 
 def _structure(critic: nn.Module) -> list[Any]:
-    """All that a program depends on."""
+    """All of a critic that its program depends on."""
     found: list[Any] = []
     for name, m in critic.named_modules():
         simple = [(k, v) for k, v in m.__dict__.items() if isinstance(v, _SIMPLE)]
@@ -139,7 +138,8 @@ def penalty(
         else:
             program = _program(bare)
         if not isinstance(program, str):
-            return _first_order(op, program, bare, x, scale, target, one_sided, backend)
+            params = trace.gather(program, bare)
+            return _first_order(_Call(op, program, params, scale, target, one_sided, backend, _autocast(x)), x)
         if route == FIRST_ORDER:
             raise ValueError(f"{op}: this critic has no first-order route: {program}")
     _warn_if_coupled(op, bare)
@@ -173,40 +173,50 @@ def _double_backward(
     return scale * library.norm_penalty(g, target, one_sided, backend).sum()
 
 
+class _Call(NamedTuple):
+    op: str
+    program: Program
+    params: list[tuple[Any, ...]]
+    scale: float
+    target: float
+    one_sided: bool
+    backend: str
+    dtype: torch.dtype | None
+
+
 class FirstOrderPenalty(torch.autograd.Function):
     """The value of a penalty, whose gradients by the parameters are there already."""
 
     @staticmethod
-    def forward(ctx: Any, how: tuple[Any, ...], x: Tensor, *tensors: Tensor) -> Tensor:
-        value, found = _passes(*how, x, tensors, ctx.needs_input_grad[2:])
+    def forward(ctx: Any, call: _Call, x: Tensor, *tensors: Tensor) -> Tensor:
+        value, found = _passes(call, x, tensors, ctx.needs_input_grad[2:])
         ctx.places = [i for i, g in enumerate(found) if g is not None]
         ctx.save_for_backward(*[g for g in found if g is not None])
         ctx.count = len(tensors)
         return value
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        scaled = torch._foreach_mul(list(ctx.saved_tensors), grad)
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "the gradient of a first-order penalty is a constant; to differentiate it, use route='double-backward'"
+            )
         found: list[Tensor | None] = [None] * ctx.count
-        for i, g in zip(ctx.places, scaled, strict=True):
+        for i, g in zip(ctx.places, torch._foreach_mul(list(ctx.saved_tensors), grad), strict=True):
             found[i] = g
         return None, None, *found
 
 
-def _first_order(
-    op: str, program: Program, critic: nn.Module, x: Tensor, scale: float, target: float, one_sided: bool, backend: str
-) -> Tensor:
-    params = trace.gather(program, critic)
-    tensors = [p for step in params for p in step if isinstance(p, Tensor)]
-    dtype = _autocast(x)
-    how = (op, program, params, scale, target, one_sided, backend, dtype)
-    with _without_autocast(x):
+def _first_order(call: _Call, x: Tensor) -> Tensor:
+    tensors = [p for step in call.params for p in step if isinstance(p, Tensor)]
+    with torch.autocast(x.device.type, enabled=False):
+        if not torch.is_grad_enabled():
+            return _passes(call, x, tensors, [False] * len(tensors))[0]
         if not torch.compiler.is_compiling():
-            return FirstOrderPenalty.apply(how, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-        needs = [t.requires_grad and torch.is_grad_enabled() for t in tensors]
+            return FirstOrderPenalty.apply(call, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+        needs = [t.requires_grad for t in tensors]
         with torch.no_grad():
-            value, found = _passes(*how, x, tensors, needs)
+            value, found = _passes(call, x, tensors, needs)
         # A number that is 0 and has the gradients we know: what a compiler sees through, unlike a Function with a
         # program for an argument.
         for t, g in zip(tensors, found, strict=True):
@@ -217,20 +227,11 @@ def _first_order(
 
 
 def _passes(
-    op: str,
-    program: Program,
-    params: Sequence[tuple[Any, ...]],
-    scale: float,
-    target: float,
-    one_sided: bool,
-    backend: str,
-    dtype: torch.dtype | None,
-    x: Tensor,
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool],
+    call: _Call, x: Tensor, tensors: Sequence[Tensor], needs: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The penalty, and its gradient by each of ``tensors`` that needs one (None where it is 0 throughout)."""
-    given = iter(tensors)
+    op, program, params, scale, *how, dtype = call
+    given, need = iter(tensors), iter(needs)
     passes = Passes(
         program, [tuple(next(given) if isinstance(p, Tensor) else p for p in step) for step in params], dtype
     )
@@ -240,20 +241,15 @@ def _passes(
         raise ValueError(f"{op}: the critic's output does not depend on its input")
     g = g.to(x.dtype)
     if not any(needs):
-        return scale * library.norm_penalty(g, target, one_sided, backend).sum(), [None] * len(tensors)
-    values, v = library.norm_penalty_and_backward(g, target, one_sided, backend)
-    need = iter(needs)
+        return scale * library.norm_penalty(g, *how).sum(), [None] * len(tensors)
+    values, v = library.norm_penalty_and_backward(g, *how)
     wanted = [[isinstance(p, Tensor) and next(need) for p in step] for step in params]
-    found = passes.gradients(v, wanted)
-    flat = [
-        g
-        for step, gs in zip(params, found, strict=True)
-        for p, g in zip(step, gs, strict=True)
-        if isinstance(p, Tensor)
-    ]
+    found = [g for gs in passes.gradients(v, wanted) for g in gs]
+    tensor = [isinstance(p, Tensor) for step in params for p in step]
+    grads = [g for g, counts in zip(found, tensor, strict=True) if counts]
     # Scaled at the end: in half precision, the weight of a small share of a batch would be lost on the way.
     return scale * values.sum(), [
-        None if g is None else g.to(t.dtype).mul_(scale).reshape(t.shape) for t, g in zip(tensors, flat, strict=True)
+        None if g is None else (g.to(t.dtype) * scale).reshape(t.shape) for t, g in zip(tensors, grads, strict=True)
     ]
 
 
@@ -262,9 +258,3 @@ def _autocast(x: Tensor) -> torch.dtype | None:
     if not torch.is_autocast_enabled(kind) or x.dtype is torch.float64:
         return None
     return torch.get_autocast_dtype(kind)
-
-
-@contextlib.contextmanager
-def _without_autocast(x: Tensor) -> Iterator[None]:
-    with torch.autocast(x.device.type, enabled=False):
-        yield

@@ -1,0 +1,563 @@
+"""Gradient penalties: both routes give the same penalty and the same gradients of every parameter, for whatever a critic
+may be made of; and the formulas of the papers, one number at a time."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+import gmkernels as gmk
+
+ACTIVATIONS: list[Callable[[], nn.Module]] = [
+    nn.ReLU,
+    lambda: nn.LeakyReLU(0.2),
+    lambda: nn.LeakyReLU(-0.3),
+    nn.Tanh,
+    nn.Sigmoid,
+    lambda: nn.ELU(1.5),
+    nn.SiLU,
+    nn.GELU,
+    lambda: nn.Softplus(2.0, 1.0),
+    nn.Identity,
+]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def fill(critic: nn.Module, seed: int) -> nn.Module:
+    """Parameters of which none is special, so that no gradient is 0 by accident."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for p in critic.parameters():
+            scale = 1.0 / max(1, p[0].numel()) ** 0.5 if p.dim() > 1 else 0.5
+            p.copy_(torch.randn(p.shape, generator=generator) * scale + (0.3 if p.dim() == 1 else 0.0))
+    return critic
+
+
+def pair(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = seeded(seed)
+    return (
+        torch.randn(shape, generator=generator, dtype=dtype),
+        torch.randn(shape, generator=generator, dtype=dtype),
+    )
+
+
+def gradients(critic: nn.Module, penalty: Tensor) -> list[Tensor]:
+    found = torch.autograd.grad(penalty, list(critic.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(critic.parameters(), found, strict=True)]
+
+
+def both(critic: nn.Module, real: Tensor, fake: Tensor, tolerance: float = 1e-10, **how: object) -> None:
+    """The penalty and its gradients by the first-order route are those by the other."""
+    found = {}
+    for route in ("first-order", "double-backward"):
+        penalty = gmk.gradient_penalty(critic, real, fake, key=torch.tensor([3, 4]), route=route, **how)  # type: ignore[arg-type]
+        found[route] = penalty.detach(), gradients(critic, penalty)
+    ours, theirs = found["first-order"], found["double-backward"]
+    torch.testing.assert_close(ours[0], theirs[0], rtol=tolerance, atol=tolerance)
+    # Of the largest gradient: those that vanish in theory are rounding in both.
+    size = max(float(g.abs().max()) for g in theirs[1])
+    for (name, _), a, b in zip(critic.named_parameters(), *(f[1] for f in (ours, theirs)), strict=True):
+        assert float((a - b).abs().max()) <= tolerance * max(1.0, size), (name, a, b)
+
+
+# ---- random architectures --------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """``x + f(x)``, of the same shape, in one of the ways to write it."""
+
+    def __init__(self, inner: nn.Module, how: int) -> None:
+        super().__init__()
+        self.inner, self.how = inner, how
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        if self.how == 0:
+            return x + y
+        if self.how == 1:
+            return torch.add(0.5 * x, y * self.gain)
+        if self.how == 2:
+            return (x - y) / 2.0 + 1.0
+        return x * torch.sigmoid(y)
+
+
+@st.composite
+def image_critics(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+    channels, size = draw(st.integers(1, 3)), draw(st.sampled_from([5, 6, 8]))
+    shape = (channels, size, size)
+    layers: list[nn.Module] = []
+    for _ in range(draw(st.integers(0, 3))):
+        out = draw(st.sampled_from([2, 4]))
+        kernel = draw(st.sampled_from([1, 3, 4]))
+        stride = draw(st.integers(1, 2))
+        conv = nn.Conv2d(
+            channels, out, kernel, stride, kernel // 2, groups=2 if channels % 2 == 0 and draw(st.booleans()) else 1,
+            bias=draw(st.booleans()),
+        )  # fmt: skip
+        layers.append(parametrizations.weight_norm(conv) if draw(st.integers(0, 5)) == 0 else conv)
+        size, channels = (size + 2 * (kernel // 2) - kernel) // stride + 1, out
+        norm = draw(st.integers(0, 4))
+        if size > 1 and norm == 1:
+            layers.append(nn.InstanceNorm2d(channels, affine=draw(st.booleans())))
+        elif size > 1 and norm == 2:
+            layers.append(nn.GroupNorm(2, channels))
+        elif size > 1 and norm == 3:
+            layers.append(nn.LayerNorm([channels, size, size], elementwise_affine=draw(st.booleans())))
+        layers.append(draw(st.sampled_from(ACTIVATIONS))())
+        if draw(st.booleans()):
+            inner = nn.Sequential(
+                nn.Conv2d(channels, channels, 3, 1, 1), draw(st.sampled_from(ACTIVATIONS))(),
+                nn.Conv2d(channels, channels, 3, padding="same"),
+            )  # fmt: skip
+            layers.append(Residual(inner, draw(st.integers(0, 3))))
+        if size >= 4 and draw(st.booleans()):
+            layers.append(draw(st.sampled_from([nn.AvgPool2d(2), nn.MaxPool2d(2), nn.AvgPool2d(3, 1, 1)])))
+            size = size if isinstance(layers[-1], nn.AvgPool2d) and layers[-1].kernel_size == 3 else size // 2
+    if draw(st.booleans()):
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        size = 1
+    layers += [nn.Flatten(), nn.Linear(channels * size * size, 1)]
+    return nn.Sequential(*layers), shape
+
+
+@st.composite
+def vector_critics(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+    width = features = draw(st.integers(1, 7))
+    layers: list[nn.Module] = []
+    for _ in range(draw(st.integers(0, 3))):
+        out = draw(st.integers(2, 9))
+        if draw(st.integers(0, 3)) == 0:
+            layers.append(gmk.nn.MLP(width, (5, 6), out, activation=draw(st.sampled_from(["relu", "silu", "tanh"]))))
+        else:
+            layers.append(nn.Linear(width, out, bias=draw(st.booleans())))
+        layers += [nn.LayerNorm(out)] if draw(st.booleans()) else []
+        layers.append(draw(st.sampled_from(ACTIVATIONS))())
+        width = out
+    return nn.Sequential(*layers, nn.Linear(width, 1)), (features,)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.one_of(image_critics(), vector_critics()), st.integers(1, 4), st.integers(0, 10**6), st.booleans())
+def test_random_architectures(made: tuple[nn.Module, tuple[int, ...]], batch: int, seed: int, one_sided: bool) -> None:
+    critic, shape = made
+    fill(critic, seed)
+    both(copy.deepcopy(critic).double(), *pair((batch, *shape), seed=seed), one_sided=one_sided)
+    # In single precision a gradient next to a kink, or a norm next to 0, may be far from its neighbour: of the size of
+    # float32's rounding, and no more, on all others.
+    both(critic, *pair((batch, *shape), torch.float32, seed), tolerance=1e-5, one_sided=one_sided)
+
+
+# ---- layers and ways to write them -----------------------------------------------------------------------------------
+
+
+class Written(nn.Module):
+    """Functions, methods, parameters made of others, two branches, sizes: what forward passes are written with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1)
+        self.gain, self.kernel = nn.Parameter(torch.ones(4, 1, 1)), nn.Parameter(torch.ones(3, 4, 3, 3))
+        self.weight = nn.Parameter(torch.ones(1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        h = h + self.second(F.leaky_relu(h, 0.2)) * self.gain
+        h = h * torch.sigmoid(h) - 0.5 * h
+        h = torch.cat([h, F.conv2d(h, self.kernel * 0.3, padding=1)], 1)
+        h = F.avg_pool2d(F.dropout(F.elu(h), 0.5, self.training), 2)
+        h = h.mean((2, 3)).view(x.size(0), -1)
+        return F.linear(h, torch.cat([self.weight * 2, self.weight[:, :3]], 1)).squeeze(1)
+
+
+def one_layer(layer: nn.Module, width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.Tanh(), layer, nn.SiLU(), nn.Flatten(), nn.Linear(width, 1))
+
+
+@pytest.mark.parametrize(
+    ("critic", "shape"),
+    [
+        pytest.param(Written().eval(), (3, 2, 6, 6), id="written"),
+        pytest.param(nn.Linear(5, 1), (4, 5), id="one layer"),
+        pytest.param(gmk.nn.MLP(5, (7, 6, 5, 4, 3), 1, activation="tanh"), (4, 5), id="one MLP"),
+        pytest.param(one_layer(nn.BatchNorm2d(4), 144).eval(), (3, 2, 6, 6), id="batch norm in evaluation"),
+        pytest.param(one_layer(nn.ConvTranspose2d(4, 3, 4, 2, 1), 432), (3, 2, 6, 6), id="transposed"),
+        pytest.param(one_layer(nn.Conv2d(4, 3, 3, dilation=2, padding=2), 108), (3, 2, 6, 6), id="dilated"),
+        pytest.param(one_layer(nn.Unflatten(1, (2, 2)), 144), (3, 2, 6, 6), id="unflatten"),
+        pytest.param(one_layer(nn.Dropout2d(0.0), 144), (3, 2, 6, 6), id="no dropout"),
+        pytest.param(nn.Sequential(nn.Conv1d(2, 3, 3), nn.ELU(), nn.Flatten(), nn.Linear(12, 1)), (3, 2, 6), id="1-D"),
+        pytest.param(
+            nn.Sequential(nn.Conv3d(1, 2, 3), nn.SiLU(), nn.Flatten(), nn.Linear(16, 1)), (3, 1, 4, 4, 4), id="3-D"
+        ),
+        pytest.param(nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 1)), (3, 5), id="in place"),
+    ],
+)
+def test_layers(critic: nn.Module, shape: tuple[int, ...]) -> None:
+    critic = fill(copy.deepcopy(critic), 2).double()
+    assert gmk.penalty_route(critic) == ("first-order", None)
+    both(critic, *pair(shape))
+    both(critic.float(), *pair(shape, torch.float32), tolerance=1e-5)
+
+
+def test_dropout_is_one_mask_in_all_passes() -> None:
+    """With weights of one neuron, the penalty tells which of its inputs were dropped; the gradient must agree."""
+    critic = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 1, bias=False)).double().train()
+    real, fake = pair((1, 64))
+    torch.manual_seed(5)
+    penalty = gmk.gradient_penalty(critic, real, fake, route="first-order")
+    (grad,) = gradients(critic, penalty)
+    weight = critic[1].weight
+    kept = grad[0] != 0
+    assert 10 < int(kept.sum()) < 54
+    norm = (2 * weight[0, kept]).norm()
+    torch.testing.assert_close(penalty, 10 * (norm - 1) ** 2, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(grad[0, kept], 20 * (1 - 1 / norm) * 4 * weight[0, kept], rtol=1e-10, atol=0.0)
+
+
+# ---- formulas --------------------------------------------------------------------------------------------------------
+
+ROUTES = pytest.mark.parametrize("route", ["first-order", "double-backward"])
+
+
+@ROUTES
+def test_linear_critic(route: str) -> None:
+    """Its gradient is its weight, for every sample: Gulrajani et al. 2017, equation 3."""
+    critic = nn.Linear(3, 1).double()
+    real, fake = pair((4, 3))
+    norm = critic.weight.norm()
+    penalty = gmk.gradient_penalty(critic, real, fake, lambda_=7.0, target=0.4, route=route)
+    torch.testing.assert_close(penalty, 7 * (norm - 0.4) ** 2, rtol=1e-12, atol=0.0)
+    weight, bias = gradients(critic, penalty)
+    torch.testing.assert_close(weight, 14 * (norm - 0.4) / norm * critic.weight, rtol=1e-12, atol=0.0)
+    assert not bias.any()
+
+
+class Square(nn.Module):
+    """``sum of x^2 / 2``, whose gradient is the point itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * (x * x).flatten(1).sum(1)
+
+
+@ROUTES
+def test_points_and_formulas(route: str) -> None:
+    """With a critic whose gradient is its input, a penalty shows at which points it was taken."""
+    critic = Square()
+    real, fake = pair((5, 2, 3))
+    eps = torch.linspace(0, 1, 5, dtype=torch.float64)
+    norm = torch.stack([(e * r + (1 - e) * f).norm() for e, r, f in zip(eps, real, fake, strict=True)])
+    how = dict(route=route, target=2.0)
+    close = dict(rtol=1e-12, atol=0.0)
+    found = gmk.gradient_penalty(critic, real, fake, eps=eps, **how)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, 10 * (norm - 2).square().mean(), **close)  # type: ignore[arg-type]
+    found = gmk.gradient_penalty(critic, real, fake, eps=eps, one_sided=True, every=4, **how)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, 40 * (norm - 2).clamp(min=0).square().mean(), **close)  # type: ignore[arg-type]
+    key = gmk.random.key(seed=9)
+    x = gmk.random_interpolate(real, fake, key, first=3)
+    found = gmk.gradient_penalty(critic, real, fake, key=key, first=3, **how)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, 10 * (x.flatten(1).norm(dim=1) - 2).square().mean(), **close)  # type: ignore[arg-type]
+    squares = [t.flatten(1).square().sum(1).mean() for t in (real, fake)]
+    torch.testing.assert_close(gmk.r1_penalty(critic, real, 3.0, route=route), 1.5 * squares[0], rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(
+        gmk.r2_penalty(critic, fake, 3.0, every=16, route=route), 24 * squares[1], rtol=1e-12, atol=0.0
+    )
+    noisy = real + 0.3 * real.std(correction=0) * gmk.random.normal(key, real.shape, dtype=torch.float64)
+    found = gmk.dragan_penalty(critic, real, scale=0.3, key=key, **how)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, 10 * (noisy.flatten(1).norm(dim=1) - 2).square().mean(), **close)  # type: ignore[arg-type]
+
+
+def test_interpolation_is_one_uniform_for_each_sample() -> None:
+    real, fake = torch.ones(9, 2, 3), torch.zeros(9, 2, 3)
+    key = gmk.random.key(seed=4)
+    x = gmk.random_interpolate(real, fake, key, first=2)
+    eps = gmk.random.uniform(key, (9,), first=2)
+    assert torch.equal(x, eps.reshape(9, 1, 1).expand(9, 2, 3))
+
+
+@ROUTES
+def test_cut_batches_add_up(route: str) -> None:
+    critic = fill(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)), 3).double()
+    real, fake = pair((8, 6))
+    key = gmk.random.key(seed=1)
+    whole = gmk.gradient_penalty(critic, real, fake, key=key, route=route)
+    parts = [
+        gmk.gradient_penalty(critic, real[cut], fake[cut], key=key, first=cut.start, route=route)
+        for cut in (slice(0, 4), slice(4, 8))
+    ]
+    torch.testing.assert_close(sum(parts) / 2, whole, rtol=1e-12, atol=0.0)
+
+
+@ROUTES
+@pytest.mark.parametrize("penalty", ["wgan-gp", "r1"])
+def test_no_nan_where_the_gradient_vanishes(route: str, penalty: str) -> None:
+    critic = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1))
+    nn.init.zeros_(critic[2].weight)
+    x, y = pair((5, 4), torch.float32)
+    found = gmk.gradient_penalty(critic, x, y, route=route) if penalty == "wgan-gp" else gmk.r1_penalty(critic, x)
+    assert float(found.detach()) == (10.0 if penalty == "wgan-gp" else 0.0)
+    assert not any(g.any() for g in gradients(critic, found))
+
+
+@ROUTES
+def test_empty_batch(route: str) -> None:
+    critic = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1))
+    found = gmk.gradient_penalty(critic, torch.zeros(0, 4), torch.zeros(0, 4), route=route)
+    assert float(found) == 0.0 and not any(g.any() for g in gradients(critic, found))
+
+
+# ---- training around it ----------------------------------------------------------------------------------------------
+
+
+def critic_of_images() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(8, 8, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(32, 1)
+    )
+
+
+def critic_loss(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    return critic(fake).mean() - critic(real).mean() + gmk.gradient_penalty(critic, real, fake, eps=eps)
+
+
+def test_compiled_step_without_graph_breaks() -> None:
+    eager = critic_of_images()
+    compiled = copy.deepcopy(eager)
+    step = torch.compile(critic_loss, fullgraph=True)
+    for seed in range(2):
+        real, fake = pair((3, 1, 8, 8), torch.float32, seed)
+        eps = torch.linspace(0.2, 0.9, 3)
+        torch.testing.assert_close(
+            gradients(compiled, step(compiled, real, fake, eps)),
+            gradients(eager, critic_loss(eager, real, fake, eps)),
+            rtol=1e-4, atol=1e-5,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@ROUTES
+def test_autocast(route: str, dtype: torch.dtype) -> None:
+    """Norms are float32 whatever the layers compute in; the penalty's weight does not drown a half's exponent."""
+    critic = fill(critic_of_images(), 1)
+    real, fake = pair((4, 1, 8, 8), torch.float32)
+    eps = torch.linspace(0.1, 0.9, 4)
+    expected = gmk.gradient_penalty(critic, real, fake, eps=eps)
+    exact = gradients(critic, expected)
+    for lambda_ in (10.0, 1e-9, 1e9):
+        with torch.autocast("cpu", dtype):
+            found = gmk.gradient_penalty(critic, real, fake, eps=eps, lambda_=lambda_, route=route)
+        assert found.dtype == torch.float32
+        close = 12 * torch.finfo(dtype).eps
+        torch.testing.assert_close(found, expected * (lambda_ / 10), rtol=close, atol=0.0)
+        if route == "double-backward" and lambda_ != 10.0:
+            continue  # there the weight is in the chain, for GradScaler to take care of
+        for a, b in zip(gradients(critic, found), exact, strict=True):
+            error = (a - b * (lambda_ / 10)).norm()
+            assert a.dtype == torch.float32 and float(error) <= close * float(b.norm()) * (lambda_ / 10)
+
+
+def test_scaled_and_accumulated() -> None:
+    """A loss scaled by GradScaler, and a batch in two parts, give the same gradients."""
+    critic = critic_of_images()
+    real, fake = pair((4, 1, 8, 8), torch.float32)
+    eps = torch.linspace(0.1, 0.9, 4)
+    whole = gradients(critic, gmk.gradient_penalty(critic, real, fake, eps=eps))
+    critic.zero_grad()
+    for cut in (slice(0, 2), slice(2, 4)):
+        (2.0**14 * gmk.gradient_penalty(critic, real[cut], fake[cut], eps=eps[cut]) / 2).backward()
+    for p, g in zip(critic.parameters(), whole, strict=True):
+        found = torch.zeros_like(p) if p.grad is None else p.grad / 2.0**14
+        torch.testing.assert_close(found, g, rtol=1e-4, atol=1e-6)
+
+
+DISTRIBUTED = """
+import sys, torch, torch.distributed as dist, gmkernels as gmk
+from torch import nn
+torch.set_num_threads(1)
+rank, file = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+torch.manual_seed(0)
+critic = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(64, 1)).double()
+real, fake, eps = torch.randn(4, 1, 8, 8).double(), torch.randn(4, 1, 8, 8).double(), torch.rand(4).double()
+loss = lambda c, s: c(fake[s]).mean() - c(real[s]).mean() + gmk.gradient_penalty(c, real[s], fake[s], eps=eps[s])
+expected = torch.autograd.grad(loss(critic, slice(0, 4)), list(critic.parameters()))
+wrapped = nn.parallel.DistributedDataParallel(critic)
+assert gmk.penalty_route(wrapped).name == "first-order"
+for _ in range(2):
+    critic.zero_grad()
+    loss(wrapped, slice(2 * rank, 2 * rank + 2)).backward()
+    for p, g in zip(critic.parameters(), expected):
+        torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-12)
+print("equal")
+"""
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    command = [sys.executable, "-c", DISTRIBUTED]
+    runs = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for run in runs:
+        out, error = run.communicate(timeout=120)
+        assert run.returncode == 0 and out.strip() == b"equal", error.decode()
+
+
+def test_a_third_derivative_raises() -> None:
+    critic = critic_of_images()
+    x, y = pair((3, 1, 8, 8), torch.float32)
+    penalty = gmk.gradient_penalty(critic, x, y)
+    with pytest.raises(NotImplementedError, match="use route='double-backward'"):
+        torch.autograd.grad(penalty, list(critic.parameters()), create_graph=True, allow_unused=True)
+
+
+def test_without_gradients_there_is_only_a_value() -> None:
+    critic = critic_of_images()
+    x, y = pair((3, 1, 8, 8), torch.float32)
+    eps = torch.rand(3)
+    with torch.no_grad():
+        found = gmk.gradient_penalty(critic, x, y, eps=eps)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, gmk.gradient_penalty(critic, x, y, eps=eps).detach())
+    for p in critic.parameters():
+        p.requires_grad_(False)
+    assert not gmk.gradient_penalty(critic, x, y, eps=eps).requires_grad
+    critic[5].weight.requires_grad_()
+    gmk.gradient_penalty(critic, x, y, eps=eps).backward()
+    assert critic[5].weight.grad is not None and critic[0].weight.grad is None
+
+
+# ---- reading critics -------------------------------------------------------------------------------------------------
+
+
+def test_changes_of_a_critic_are_noticed() -> None:
+    critic = nn.Sequential(nn.Linear(4, 3), nn.LeakyReLU(0.2), nn.Dropout(0.9), nn.Linear(3, 1)).double().eval()
+    real, fake = pair((5, 4))
+    both(critic, real, fake)
+    critic[1].negative_slope = 0.7
+    both(critic, real, fake)
+    critic[1] = nn.Tanh()
+    both(critic, real, fake)
+    critic[0] = nn.Linear(4, 3, bias=False).double()
+    both(critic, real, fake)
+    parametrizations.spectral_norm(critic[0])
+    critic.eval()
+    both(critic, real, fake)
+    critic[3].register_forward_hook(lambda m, args, out: out * 2)
+    assert "layer '3' (Linear) has hooks" in (gmk.penalty_route(critic).why_not or "")
+
+
+def test_a_critic_stays_what_it_was() -> None:
+    critic = critic_of_images()
+    before = set(critic.__dict__)
+    gmk.gradient_penalty(critic, *pair((2, 1, 8, 8), torch.float32)).backward()
+    assert set(critic.__dict__) == before and set(dict(critic.named_parameters())) == set(critic.state_dict())
+    pickle.loads(pickle.dumps(critic))
+    gone = weakref.ref(critic)
+    del critic
+    gc.collect()
+    assert gone() is None
+
+
+class Aliasing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(self.act(h) + h)  # type: ignore[no-any-return]
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x if x.sum() > 0 else 2 * x)  # type: ignore[no-any-return]
+
+
+class OverTheBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x - x.mean(0))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("critic", "why"),
+    [
+        (nn.Sequential(nn.Linear(4, 3), nn.PReLU(), nn.Linear(3, 1)), r"layer '1' \(PReLU\) has no rule"),
+        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)), r"layer '1' \(BatchNorm1d\) couples"),
+        (nn.Sequential(gmk.nn.MinibatchDiscrimination(4, 2, 3), nn.Linear(6, 1)), r"\(MinibatchDiscr.*couples"),
+        (Aliasing(), r"layer 'act' \(ReLU\) overwrites what something else reads"),
+        (Branching(), "torch.fx cannot follow its forward pass"),
+        (OverTheBatch(), r"mean\(\) takes the mean over the batch"),
+        (lambda x: x.sum(1), "is a function, not a module"),
+    ],
+    ids=["no rule", "batch norm", "minibatch", "aliased", "branching", "over the batch", "function"],
+)
+def test_where_there_is_no_first_order_route(critic: Callable[[Tensor], Tensor], why: str) -> None:
+    x, y = pair((3, 4), torch.float32)
+    with pytest.raises(ValueError, match="gradient_penalty: this critic has no first-order route: .*" + why):
+        gmk.gradient_penalty(critic, x, y, route="first-order")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gmk.BatchCoupledWarning)
+        assert gmk.gradient_penalty(critic, x, y).isfinite()
+
+
+def test_layers_that_couple_samples_are_warned_of_once() -> None:
+    critic = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    x, y = pair((3, 4), torch.float32)
+    with pytest.warns(gmk.BatchCoupledWarning, match=r"layer '1' \(BatchNorm1d\) lets the samples") as seen:
+        gmk.gradient_penalty(critic, x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gmk.gradient_penalty(critic, x, y)
+    assert len(seen) == 1 and seen[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (dict(real=[1.0]), TypeError, "real must be a torch.Tensor, got list"),
+        (dict(fake=torch.ones(3, 5)), ValueError, r"fake must have shape \(3, 4\), got \(3, 5\)"),
+        (dict(fake=torch.ones(3, 4).double()), TypeError, "share one dtype"),
+        (dict(real=torch.ones(4)), ValueError, r"real must have shape \(batch, \.\.\.\)"),
+        (dict(critic=nn.Linear(4, 2)), ValueError, r"one number for each of 3 samples, .* got shape \(3, 2\)"),
+        (dict(critic=lambda x: x.sum()), ValueError, r"one number for each of 3 samples, .* got shape \(\)"),
+        (dict(critic=nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))), ValueError, None),
+        (dict(critic=lambda x: x.sum(1).tolist()), TypeError, "critic must return a tensor, got list"),
+        (dict(critic=lambda x: x.detach().sum(1)), ValueError, "does not depend on its input"),
+        (dict(eps=torch.ones(2)), ValueError, r"eps must have one number for each of 3 samples, got \(2,\)"),
+        (dict(lambda_=-1), ValueError, "lambda_ must be 0 or more and finite, got -1"),
+        (dict(target=float("nan")), ValueError, "target must be 0 or more and finite, got nan"),
+        (dict(every=0), ValueError, "every must be a positive int, got 0"),
+        (dict(route="fast"), ValueError, "route must be one of 'auto', 'first-order', 'double-backward', got 'fast'"),
+    ],
+)
+def test_errors(change: dict[str, object], error: type[Exception], match: str | None) -> None:
+    arguments: dict[str, object] = dict(critic=nn.Linear(4, 1), real=torch.ones(3, 4), fake=torch.ones(3, 4)) | change
+    if match is None:  # one number for each sample in one dimension is as good as in two
+        gmk.gradient_penalty(**arguments)  # type: ignore[arg-type]
+        return
+    with pytest.raises(error, match=match):
+        gmk.gradient_penalty(**arguments)  # type: ignore[arg-type]
