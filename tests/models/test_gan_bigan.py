@@ -184,7 +184,8 @@ def test_train_sample_evaluate_record(tmp_path: Path, capsys: pytest.CaptureFixt
     assert isinstance(dataset, ImageDataset)
     # Pixels know digits; what else the figures are worth needs a longer run.
     assert found["test_neighbour_pixels"] > 0.95
-    for name in ("test_frechet", "test_latent_r2", "test_reconstruction_l1", "test_neighbour_encoder"):
+    latents = ("test_latent_correlation", "test_latent_r2", "test_latent_found")
+    for name in ("test_frechet", *latents, "test_reconstruction_l1", "test_neighbour_encoder"):
         assert math.isfinite(found[name])
     assert found["test_neighbour_random"] > 0.2
     row = json.loads(record.read_text())

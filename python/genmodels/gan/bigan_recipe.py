@@ -71,14 +71,19 @@ class BiGANRecipe(GANRecipe):
         return {}
 
     def figures(self, model: GAN, dataset: Dataset, judge: ImageJudge | VectorJudge) -> dict[str, float]:
-        """Also how well E inverts G: the share of the variance of z that E(G(z)) explains, and mean |G(E(x)) - x| with
-        images in [0, 1]; on the test data, where there are labels, the shares of images whose nearest training image
-        has their label, by E, by E as it was before it learnt, and by pixels."""
+        """Also how well E inverts G, on 2,000 latents: the correlation of E(G(z)) and z, the share of the variance of z that
+        it explains as it stands, and the share of latents to which their own E(G(z)) is nearer than the 1,999 others';
+        and mean |G(E(x)) - x| with images in [0, 1]. On the test data, where there are labels, the shares of images
+        whose nearest training image has their label, by E, by E as it was before it learnt, and by pixels."""
         assert isinstance(model, BiGAN)
         images, split = cast(ImageDataset, dataset), judge.split
         found = super().figures(model, dataset, judge)
         z = model.noise(2000, torch.tensor([8, 0]))
-        found[f"{split}_latent_r2"] = 1 - float((model.encode(model.decode(z)) - z).square().mean() / z.var())
+        back = model.encode(model.decode(z))
+        found[f"{split}_latent_correlation"] = float(torch.corrcoef(torch.stack([z.flatten(), back.flatten()]))[0, 1])
+        found[f"{split}_latent_r2"] = 1 - float((back - z).square().mean() / z.var())
+        own = torch.cdist(z, back).argmin(1) == torch.arange(len(z), device=z.device)
+        found[f"{split}_latent_found"] = float(own.float().mean())
         x = images.splits[split].x[:2000]
         still = model.outside(model.inside(x.to(model.device))).cpu()
         found[f"{split}_reconstruction_l1"] = float((model.reconstruct(x).cpu() - still).abs().mean())
