@@ -9,8 +9,10 @@ A figure is comparable only with one of the same extractor, resizer, number of i
 printed with it.
 """
 
+from .distances import jensen_shannon, wasserstein
 from .extractor import Classifier28, Extractor, fashion28, mnist28
 from .frechet import FrechetDistance, FrechetResult, frechet_distance
+from .inception import Inception, inception
 from .score import InceptionScore, inception_score
 
 __all__ = [
@@ -18,9 +20,13 @@ __all__ = [
     "Extractor",
     "FrechetDistance",
     "FrechetResult",
+    "Inception",
     "InceptionScore",
     "fashion28",
     "frechet_distance",
+    "inception",
     "inception_score",
+    "jensen_shannon",
     "mnist28",
+    "wasserstein",
 ]

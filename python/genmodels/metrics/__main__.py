@@ -1,0 +1,78 @@
+"""Fréchet distance and inception score between two sets of images: ``python -m genmodels.metrics REAL FAKE``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import data
+from ..errors import DataError, GenmodelsError
+from . import Extractor, FrechetDistance, fashion28, inception, inception_score, mnist28
+
+EXTRACTORS = {"fashion28": fashion28, "mnist28": mnist28}
+
+
+def _images(name: str, size: int, channels: int, batch: int, most: int) -> Iterator[Tensor]:
+    """Batches of a split of a data set, or of all pictures in a folder."""
+    source, _, split = name.partition(":")
+    found = data.load(source, size=size, channels=channels)
+    if not isinstance(found, data.ImageDataset):
+        raise DataError(f"{source!r} has no images")
+    splits = [split] if split else ["test"] if source in data.IMAGES else list(found.splits)
+    if unknown := set(splits) - set(found.splits):
+        raise DataError(f"{source!r} has no split {unknown.pop()!r}; it has {', '.join(found.splits)}")
+    images = torch.cat([found.splits[split].x for split in splits])[:most]
+    yield from (x.float() / (found.levels - 1) for x in images.split(batch))
+
+
+def measure(
+    real: str, fake: str, extractor: Extractor, *, size: int, channels: int, splits: int, most: int, batch: int = 250
+) -> list[str]:
+    """One line a figure: the Fréchet distance, and the inception score of the second set."""
+    metric, probabilities = FrechetDistance(extractor, split=real), []
+    for side, name in ((True, real), (False, fake)):
+        for images in _images(name, size, channels, batch, most):
+            metric.update(images, real=side)
+            if not side:
+                with torch.inference_mode():
+                    probabilities.append(extractor.probabilities(images))
+    p = torch.cat(probabilities)
+    # Folders come class by class, and a part of the score must not be a part of the classes.
+    order = torch.randperm(len(p), generator=torch.Generator().manual_seed(0))
+    return [str(metric.compute()), str(inception_score(p[order], min(splits, len(p)), extractor=extractor))]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="genmodels.metrics", description=__doc__)
+    parser.add_argument(
+        "real", help="a data set (fashion-mnist, mnist5k:train, ...; its test split) or a folder of pictures"
+    )
+    parser.add_argument("fake", help="likewise")
+    parser.add_argument("--extractor", choices=list(EXTRACTORS), default="fashion28")
+    parser.add_argument(
+        "--inception-weights", metavar="FILE", help="pt_inception-2015-12-05-*.pth: the standard network"
+    )
+    parser.add_argument("--size", type=int, help="bring pictures of folders to this size (28; for Inception 32)")
+    parser.add_argument("--splits", type=int, default=10, help="parts of the inception score (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=50_000, help="images of each set, at most (default: %(default)s)")
+    chosen = parser.parse_args(arguments)
+    try:
+        standard = chosen.inception_weights is not None
+        network = inception(chosen.inception_weights) if standard else EXTRACTORS[chosen.extractor](resize=True)
+        size, channels = chosen.size or (32 if standard else 28), 3 if standard else 1
+        for line in measure(
+            chosen.real, chosen.fake, network, size=size, channels=channels, splits=chosen.splits, most=chosen.most
+        ):
+            print(line)
+    except GenmodelsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
