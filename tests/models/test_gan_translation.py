@@ -14,7 +14,7 @@ import gmkernels as gmk
 from genmodels import data
 from genmodels.cli import main
 from genmodels.data import Batch, ImageDataset, PairDataset, UnpairedDataset, apart, paired, unpaired
-from genmodels.data.colour import DEBIAN_EMOJI, _family
+from genmodels.data.colour import DEBIAN_EMOJI, _drawn, _family, _sequences
 from genmodels.data.pairs import edges, grey
 from genmodels.errors import DataError
 from genmodels.gan import CycleGAN, ImagePool, PatchGAN, Pix2Pix, ResidualTranslator, UNet
@@ -89,11 +89,21 @@ def test_emoji_are_the_bitmaps_of_the_font() -> None:
     assert isinstance(found, ImageDataset)
     assert found.shape == (3, 16, 16)
     whole = torch.cat([split.x for split in found.splits.values()])
-    assert len(whole) > 3500
+    assert {name: len(split.x) for name, split in found.splits.items()} == {"train": 2745, "valid": 343, "test": 828}
     # On white, and in colour.
     assert float((whole[:, :, 0, 0] > 250).all(1).float().mean()) > 0.9
     assert float((whole.float().amax(1) - whole.float().amin(1)).mean()) > 20
-    assert not _pixels(found.splits["train"].x) & _pixels(found.splits["test"].x)
+    # The tones and genders of every emoji of the font are in one split, and every picture is in one.
+    homes = {image: name for name, split in found.splits.items() for image in _pixels(split.x)}
+    assert len(homes) == len(whole)
+    font = pytest.importorskip("fontTools.ttLib").TTFont(DEBIAN_EMOJI)
+    families: dict[tuple[int, ...], set[str]] = {}
+    names = _sequences(font)
+    for glyph, bitmap in font["CBDT"].strikeData[0].items():
+        image = torch.from_numpy(_drawn(bitmap.imageData, 16).copy()).permute(2, 0, 1).contiguous()
+        families.setdefault(_family(names[glyph]), set()).add(homes[image.numpy().tobytes()])
+    assert len(families) > 1500
+    assert all(len(splits) == 1 for splits in families.values())
 
 
 def test_a_missing_font_is_named_with_its_package(tmp_path: Path) -> None:

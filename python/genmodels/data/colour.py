@@ -50,29 +50,33 @@ def emoji(size: int = 32, path: str | os.PathLike[str] | None = None) -> ImageDa
         size: height and width.
         path: the font file; where Debian puts it if None.
     """
-    image, fonts = need("PIL.Image", "data 'emoji'"), need("fontTools.ttLib", "data 'emoji'")
+    need("PIL.Image", "data 'emoji'")
+    fonts = need("fontTools.ttLib", "data 'emoji'")
     place = DEBIAN_EMOJI if path is None else Path(path)
     if not place.is_file():
         raise DataError(f"data 'emoji' not found: {place} is missing: apt-get install fonts-noto-color-emoji")
     try:
         font = fonts.TTFont(place)
-        bitmaps = font["CBDT"].strikeData[0]
-        names = _sequences(font)
-        pictures, groups, seen = [], [], set()
-        for glyph, bitmap in bitmaps.items():
-            picture = image.open(io.BytesIO(bitmap.imageData)).convert("RGBA")
-            edge = max(picture.size)
-            white = image.new("RGBA", (edge, edge), "white")
-            white.alpha_composite(picture, ((edge - picture.width) // 2, (edge - picture.height) // 2))
-            pixels = np.asarray(white.convert("RGB").resize((size, size), image.Resampling.BOX))
-            if (content := pixels.tobytes()) not in seen:
-                seen.add(content)
-                pictures.append(pixels)
-                groups.append(_family(names[glyph]) if glyph in names else glyph)
+        bitmaps, names = font["CBDT"].strikeData[0], _sequences(font)
+        # Of bitmaps that are the same, the first; told apart before they shrink, so that no split depends on the size.
+        first = {bitmap.imageData: glyph for glyph, bitmap in reversed(bitmaps.items())}
+        kept = [glyph for glyph, bitmap in bitmaps.items() if first[bitmap.imageData] == glyph]
+        pictures = np.stack([_drawn(bitmaps[glyph].imageData, size) for glyph in kept])
     except (fonts.TTLibError, KeyError, IndexError, AttributeError, OSError) as error:
         raise DataError(f"data 'emoji': {place} is not the bitmap font of fonts-noto-color-emoji: {error}") from None
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    return ImageDataset("emoji", {name: Batch(x[i]) for name, i in apart(groups).items()}, 256, (), str(place))
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    splits = apart([_family(names[glyph]) if glyph in names else glyph for glyph in kept])
+    return ImageDataset("emoji", {name: Batch(x[i]) for name, i in splits.items()}, 256, (), str(place))
+
+
+def _drawn(png: bytes, size: int) -> np.ndarray:
+    """A bitmap on a white square of ``size`` pixels."""
+    image = need("PIL.Image", "data 'emoji'")
+    picture = image.open(io.BytesIO(png)).convert("RGBA")
+    edge = max(picture.size)
+    white = image.new("RGBA", (edge, edge), "white")
+    white.alpha_composite(picture, ((edge - picture.width) // 2, (edge - picture.height) // 2))
+    return np.asarray(white.convert("RGB").resize((size, size), image.Resampling.BOX))
 
 
 def _sequences(font: object) -> dict[str, tuple[int, ...]]:
