@@ -208,6 +208,19 @@ def test_every_skip_of_a_unet_meets_its_mirror(size: tuple[int, int], depth: int
     assert float(grad[1].abs().max()) == 0
 
 
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_every_skip_carries_what_the_bottleneck_does_not(level: int) -> None:
+    """With everything below a level cut off, what the level makes reaches the output all the same."""
+    net = UNet(1, 1, depth=4, width=4, norm="instance").eval()
+    x = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        for p in net.down[level + 1].parameters():
+            p.zero_()
+        before = net(x)
+        net.down[level].register_forward_hook(lambda module, args, out: out + torch.randn_like(out))
+        assert float((net(x) - before).abs().max()) > 1e-6
+
+
 def test_a_unet_refuses_sizes_whose_skips_would_not_meet() -> None:
     net = UNet(1, 1, depth=3, width=4)
     with pytest.raises(ValueError, match=r"multiples of 2\*\*depth = 8.*got 28x28"):
