@@ -21,8 +21,8 @@ from torch import Tensor
 import gmkernels as gmk
 
 FAMILIES = (
-    "coupling", "minibatch", "gaussian", "vae", "gan", "flows", "realnvp", "masked_conv", "masked_linear", "mlp", "gibbs", "autoregressive", "made",
-    "random", "overhead",
+    "coupling", "minibatch", "penalty", "gaussian", "vae", "gan", "flows",
+    "realnvp", "masked_conv", "masked_linear", "mlp", "gibbs", "autoregressive", "made", "random", "overhead",
 )  # fmt: skip
 MODES = ("fwd", "fwd+bwd", "inverse", "sample", "step")
 
