@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gmkernels.core import checks
 from gmkernels.ops.autoregressive import made
@@ -15,6 +17,14 @@ from gmkernels.ops.coupling import affine_coupling, clamp_of
 from gmkernels.ops.masked_linear import library, staircase
 
 from .masked_conv import _lowered
+
+
+@torch.fx.wrap
+def _visible(weight: Tensor, seen: Tensor, columns: Tensor | None) -> Tensor:
+    """The weights of a masked layer with zeros where the mask is."""
+    place = torch.arange(weight.shape[1], device=weight.device)
+    rank = place if columns is None else torch.empty_like(place).scatter_(0, columns, place)
+    return weight.masked_fill(rank >= seen[:, None], 0.0)
 
 
 class MaskedLinear(nn.Module):
@@ -80,6 +90,11 @@ class MaskedLinear(nn.Module):
         if self.columns is not None:
             x, weight = x[:, self.columns], weight[:, self.columns]
         return library.masked_linear(x, weight, bias, self.seen, self.relu, self.backend)
+
+    def plain_forward(self, x: Tensor) -> Tensor:
+        """The forward pass in operations of PyTorch."""
+        x = torch.relu(x) if self.relu else x
+        return F.linear(x, _visible(self.weight, self.seen, self.columns), self.bias)
 
 
 class MADE(nn.Module):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gmkernels.ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
 
@@ -16,6 +18,19 @@ def _lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
         return x, weight, bias
     dtype = torch.get_autocast_dtype(x.device.type)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+@torch.fx.wrap
+def _visible(weight: Tensor, mask_type: str, channel_groups: int) -> Tensor:
+    """The weights of a masked convolution with zeros where the mask is."""
+    outputs, inputs, height, width = weight.shape
+    seen = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
+    seen[:, :, : height // 2] = True
+    seen[:, :, height // 2, : width // 2] = True
+    before, after = (torch.arange(n, device=weight.device) * channel_groups // max(1, n) for n in (inputs, outputs))
+    last = after[:, None] if mask_type == "B" else after[:, None] - 1
+    seen[:, :, height // 2, width // 2] = before[None, :] <= last
+    return weight.masked_fill(~seen, 0.0)
 
 
 def _reset(weight: Tensor, bias: Tensor | None, share: float) -> None:
@@ -92,6 +107,11 @@ class MaskedConv2d(nn.Module):
             backend=self.backend,
         )
 
+    def plain_forward(self, x: Tensor) -> Tensor:
+        """The forward pass in operations of PyTorch."""
+        weight = _visible(self.weight, self.mask_type, self.channel_groups)
+        return F.conv2d(x, weight, self.bias, padding=(self.kernel_size[0] // 2, self.kernel_size[1] // 2))
+
 
 class CausalConv1d(nn.Module):
     """A convolution in which no output sees what comes after it: :func:`gmkernels.causal_conv1d`.
@@ -136,6 +156,11 @@ class CausalConv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return causal_conv1d(*_lowered(x, self.weight, self.bias), dilation=self.dilation, backend=self.backend)
+
+    def plain_forward(self, x: Tensor) -> Tensor:
+        """The forward pass in operations of PyTorch."""
+        before = F.pad(x, ((self.kernel_size - 1) * self.dilation, 0))
+        return F.conv1d(before, self.weight, self.bias, dilation=self.dilation)
 
 
 class GatedActivation(nn.Module):

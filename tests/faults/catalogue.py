@@ -7,6 +7,7 @@ from .convolution import CONVOLUTION
 from .gaussian import GAUSSIAN
 from .made import MADE
 from .patch import Fault
+from .penalty import PENALTY
 from .perceptron import PERCEPTRON
 from .wavenet import WAVENET
 
@@ -157,4 +158,16 @@ _TRITON = [
           "tl.join(tl.join(a, b), tl.join(c, d))", _RANDOM, triton=True),
 ]  # fmt: skip
 
-FAULTS = [*_GLUE, *_STREAM, *_KERNELS, *_TRITON, *GAUSSIAN, *CONVOLUTION, *CHAINS, *WAVENET, *PERCEPTRON, *MADE]
+FAULTS = [
+    *_GLUE,
+    *_STREAM,
+    *_KERNELS,
+    *_TRITON,
+    *GAUSSIAN,
+    *CONVOLUTION,
+    *CHAINS,
+    *WAVENET,
+    *PERCEPTRON,
+    *MADE,
+    *PENALTY,
+]

@@ -207,6 +207,18 @@ def one_layer(layer: nn.Module, width: int) -> nn.Module:
             nn.Sequential(nn.Conv3d(1, 2, 3), nn.SiLU(), nn.Flatten(), nn.Linear(16, 1)), (3, 1, 4, 4, 4), id="3-D"
         ),
         pytest.param(nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 1)), (3, 5), id="in place"),
+        pytest.param(one_layer(gmk.nn.MaskedConv2d(4, 6, 5, "A", 2), 216), (3, 2, 6, 6), id="masked"),
+        pytest.param(one_layer(gmk.nn.MaskedConv2d(4, 3, (3, 1), "B"), 108), (3, 2, 6, 6), id="masked B"),
+        pytest.param(
+            nn.Sequential(gmk.nn.CausalConv1d(2, 3, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 1)),
+            (3, 2, 6),
+            id="causal",
+        ),
+        pytest.param(
+            nn.Sequential(gmk.nn.MaskedLinear([3, 1, 2], [2, 1, 4, 3], relu=True), nn.Linear(4, 1)),
+            (3, 3),
+            id="masked linear",
+        ),
     ],
 )
 def test_layers(critic: nn.Module, shape: tuple[int, ...]) -> None:

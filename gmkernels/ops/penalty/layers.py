@@ -134,6 +134,12 @@ def _dropout(m: Any, whole: bool) -> list[Piece]:
     return [(rules.Dropout(m.p, whole), ())] if m.training and m.p > 0 else []
 
 
+def _pad(pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Rule:
+    if mode != "constant" or value:
+        raise Unsupported("pads with something else than zeros")
+    return rules.Map(lambda h: F.pad(h, pad), lambda a, h: F.pad(a, [-n for n in pad]))
+
+
 def _drop(p: float = 0.5, training: bool = True, inplace: bool = False) -> Rule:
     return rules.Dropout(p, False) if training and p > 0 else rules.Map(lambda h: h, lambda a, h: a)
 
@@ -231,6 +237,7 @@ FUNCTIONS: dict[Any, Callable[..., Rule]] = {
     F.leaky_relu: lambda negative_slope=0.01, inplace=False: activations.leaky_relu(negative_slope),
     **dict.fromkeys((torch.tanh, F.tanh, "tanh"), activations.tanh),
     **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), activations.sigmoid),
+    F.pad: _pad,
     F.dropout: _drop,
     F.elu: lambda alpha=1.0, inplace=False: activations.elu(alpha),
     F.silu: lambda inplace=False: activations.silu(),
