@@ -17,7 +17,7 @@ from genmodels.data import Batch, ImageDataset, PairDataset, UnpairedDataset, ap
 from genmodels.data.colour import DEBIAN_EMOJI, _drawn, _family, _sequences
 from genmodels.data.pairs import edges, grey
 from genmodels.errors import DataError
-from genmodels.gan import CycleGAN, ImagePool, PatchGAN, Pix2Pix, ResidualTranslator, UNet
+from genmodels.gan import CycleGAN, ImagePool, PatchGAN, Pix2Pix, ResidualTranslator, Techniques, UNet
 from genmodels.gan.translation_judge import EveryChannel, distance, judge
 from genmodels.gan.translation_recipe import CycleGANRecipe, Pix2PixRecipe
 from genmodels.metrics import fashion28
@@ -351,6 +351,49 @@ def test_the_losses_of_a_cyclegan_are_those_of_the_paper() -> None:
     assert (int(model.pool_x.held), int(model.pool_y.held)) == (3, 2)
 
 
+def test_the_techniques_change_the_losses_as_they_say() -> None:
+    x, y = torch.rand(3, 1, 8, 8, dtype=torch.float64), torch.rand(3, 1, 8, 8, dtype=torch.float64)
+    a, b = 2 * x - 1, 2 * y - 1
+    techniques = Techniques(feature_matching=True, label_smoothing=0.1, historical=2.0)
+
+    def gap(one: Tensor, other: Tensor) -> Tensor:
+        return (one.mean(0) - other.mean(0)).square().sum()
+
+    pix = Pix2Pix((1, 8, 8), (1, 8, 8), width=4, layers=1, l1=3.0, dropout=0.0, techniques=techniques).double()
+    assert pix.critic is not None
+    made = pix.generator(a)
+    pairs = [torch.cat([a, image], 1) for image in (b, made)]
+    wanted = 3 * (made - b).abs().mean() + gap(*(pix.critic.features(pair) for pair in pairs))
+    torch.testing.assert_close(pix.losses(Batch(x, y), "generator")["loss"], wanted)
+    real, fake = (pix.critic(pair).sigmoid() for pair in pairs)
+    smooth = -0.5 * (0.9 * real.log() + 0.1 * (1 - real).log()).mean() - 0.5 * (1 - fake).log().mean()
+    torch.testing.assert_close(pix.losses(Batch(x, y), "critic")["loss"], smooth)
+
+    cycle = CycleGAN((1, 8, 8), width=2, blocks=1, layers=1, cycle=0.0, techniques=techniques).double().eval()
+    made_y, made_x = cycle.to_y(a), cycle.to_x(b)
+    sides = ((cycle.critic_y, b, made_y), (cycle.critic_x, a, made_x))
+    wanted = sum(gap(critic.features(real), critic.features(fake)) for critic, real, fake in sides)
+    torch.testing.assert_close(cycle.losses(Batch(x, y), "generator")["loss"], wanted)
+    wanted = sum(0.5 * ((net(real) - 0.9) ** 2).mean() + 0.5 * (net(fake) ** 2).mean() for net, real, fake in sides)
+    torch.testing.assert_close(cycle.losses(Batch(x, y), "critic")["loss"], wanted)
+
+    # The averages begin where the parameters do, and follow them.
+    for model in (pix, cycle):
+        for part in ("critic", "generator"):
+            before = model.losses(Batch(x, y), part)
+            assert float(before["historical"].detach()) < 1e-12
+            model.updated(part)
+        name = "generator.up.0.1.weight" if model is pix else "to_x.layers.1.weight"
+        weight = model.get_parameter(name)
+        with torch.no_grad():
+            weight.add_(0.5)
+        moved = model.losses(Batch(x, y), "generator")["historical"]
+        torch.testing.assert_close(moved, torch.tensor(0.5 * weight.numel(), dtype=torch.float64))
+        model.updated("generator")
+        half = model.losses(Batch(x, y), "generator")["historical"]
+        torch.testing.assert_close(half, moved / 4)
+
+
 def test_bytes_and_fractions_are_the_same_images() -> None:
     model = CycleGAN((1, 8, 8), width=2, blocks=1, layers=1, levels=17).eval()
     x = torch.randint(0, 17, (2, 1, 8, 8), dtype=torch.uint8)
@@ -479,7 +522,16 @@ def test_pix2pix_learns_its_targets_and_the_critic_gives_them_back_their_contras
     "recipe",
     [
         Pix2PixRecipe(data="photos", image_size=8, task="grey", width=4, batch_size=4),
-        CycleGANRecipe(data="photos", image_size=12, domains=("china", "flower"), width=2, blocks=1, layers=1, pool=6),
+        CycleGANRecipe(
+            data="photos",
+            image_size=12,
+            domains=("china", "flower"),
+            width=2,
+            blocks=1,
+            layers=1,
+            pool=6,
+            historical=0.1,
+        ),
     ],
     ids=["pix2pix", "cyclegan"],
 )

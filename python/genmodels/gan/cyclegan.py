@@ -9,9 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import gmkernels as gmk
+
 from ..data import Batch
 from .pix2pix import Translator
 from .pool import ImagePool
+from .techniques import Techniques
 from .translators import Norm, PatchGAN, ResidualTranslator
 
 
@@ -37,6 +40,9 @@ class CycleGAN(Translator):
     - generators: ``mean (D_Y(G(x)) - 1)^2 + mean (D_X(F(y)) - 1)^2 + cycle * (mean |F(G(x)) - x| + mean |G(F(y)) - y|)
       + cycle * identity * (mean |G(y) - y| + mean |F(x) - x|)``.
 
+    With label smoothing the critics' target for real images is that much below 1; with feature matching the generators'
+    first two terms are the squared distances of the mean features of real and translated images.
+
     Args:
         shape: (C, H, W) of both domains.
         width: channels of the first layers; 64 in the paper.
@@ -47,7 +53,7 @@ class CycleGAN(Translator):
         identity: weight, relative to ``cycle``, of leaving alone what is of the other domain already; 0.5 in the paper
             where colours matter, 0 elsewhere.
         pool: images that each pool keeps; 0 for none.
-        levels: grey levels of uint8 images.
+        levels, techniques: see :class:`genmodels.gan.Translator`.
 
     Raises:
         ValueError: the sizes do not fit the networks, or a weight is negative.
@@ -65,8 +71,9 @@ class CycleGAN(Translator):
         identity: float = 0.0,
         pool: int = 50,
         levels: int = 256,
+        techniques: Techniques | None = None,
     ) -> None:
-        super().__init__(levels)
+        super().__init__(levels, techniques)
         if cycle < 0 or identity < 0:
             raise ValueError(f"CycleGAN: cycle and identity must be 0 or more, got {cycle} and {identity}")
         if shape[1] % 4 or shape[2] % 4:
@@ -78,6 +85,7 @@ class CycleGAN(Translator):
         self.critic_x = PatchGAN(channels, width=width, layers=layers, norm=norm)
         self.critic_y = PatchGAN(channels, width=width, layers=layers, norm=norm)
         self.pool_x, self.pool_y = ImagePool(pool, shape), ImagePool(pool, shape)
+        self.remember(critic=[self.critic_x, self.critic_y], generator=[self.to_x, self.to_y])
 
     def losses(self, batch: Batch, part: str, key: Tensor | int | None = None) -> dict[str, Tensor]:
         """The loss of ``part``, ``critic`` or ``generator``, and what it is made of.
@@ -93,9 +101,9 @@ class CycleGAN(Translator):
             raise ValueError("CycleGAN: the batch has no images y of the second domain")
         x, y = self.inside(batch.x, self.shape, "x"), self.inside(batch.y, self.shape, "y")
         if part == "critic":
-            return self.judged(x, y, self.key(key))
+            return self.held(self.judged(x, y, self.key(key)), part)
         if part == "generator":
-            return self.translated(x, y)
+            return self.held(self.translated(x, y), part)
         raise ValueError(f"CycleGAN: part must be critic or generator, got {part!r}")
 
     def judged(self, x: Tensor, y: Tensor, key: Tensor) -> dict[str, Tensor]:
@@ -104,20 +112,28 @@ class CycleGAN(Translator):
         if self.training:
             made_y = self.pool_y.exchange(made_y, key)
             made_x = self.pool_x.exchange(made_x, key + torch.tensor([0, 1], device=key.device))
-        found = {}
+        found, target = {}, 1 - self.techniques.label_smoothing
         for name, critic, real, fake in (("x", self.critic_x, x, made_x), ("y", self.critic_y, y, made_y)):
-            found[f"critic_{name}"] = 0.5 * ((critic(real) - 1).square().mean() + critic(fake).square().mean())
+            found[f"critic_{name}"] = 0.5 * ((critic(real) - target).square().mean() + critic(fake).square().mean())
         return {"loss": found["critic_x"] + found["critic_y"], **found}
 
     def translated(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         made_y, made_x = self.to_y(x), self.to_x(y)
-        fooled = (self.critic_y(made_y) - 1).square().mean() + (self.critic_x(made_x) - 1).square().mean()
+        fooled = self.fool(self.critic_y, y, made_y) + self.fool(self.critic_x, x, made_x)
         cycle = (self.to_x(made_y) - x).abs().mean() + (self.to_y(made_x) - y).abs().mean()
         found = {"loss": fooled + self.cycle * cycle, "adversarial": fooled, "cycle": cycle}
         if self.identity:
             same = (self.to_y(y) - y).abs().mean() + (self.to_x(x) - x).abs().mean()
             found |= {"loss": found["loss"] + self.cycle * self.identity * same, "identity": same}
         return found
+
+    def fool(self, critic: PatchGAN, real: Tensor, made: Tensor) -> Tensor:
+        """What a generator wants of a critic."""
+        if not self.techniques.feature_matching:
+            return (critic(made) - 1).square().mean()
+        with torch.no_grad():
+            wanted = critic.features(real)
+        return gmk.feature_matching_loss(wanted, critic.features(made))
 
     @torch.no_grad()
     def translate(self, images: Tensor, to: str = "y") -> Tensor:

@@ -6,22 +6,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+import gmkernels as gmk
 
 from ..data import Batch
 from ..model import Model
+from .techniques import Techniques
 from .translators import Norm, PatchGAN, UNet, halvings
 
 
 class Translator(Model):
-    """Images in [-1, 1] inside, uint8 levels or [0, 1] outside."""
+    """Images in [-1, 1] inside, uint8 levels or [0, 1] outside; what the models have in common of the techniques.
 
-    def __init__(self, levels: int = 256) -> None:
+    Args:
+        levels: grey levels of uint8 images.
+        techniques: see :class:`Techniques`.
+    """
+
+    def __init__(self, levels: int = 256, techniques: Techniques | None = None) -> None:
         super().__init__()
         if levels < 2:
             raise ValueError(f"{type(self).__name__}: levels must be at least 2, got {levels}")
-        self.levels = levels
+        self.levels, self.techniques = levels, techniques or Techniques()
+        self.history = nn.ModuleDict()
+
+    def remember(self, **parts: Sequence[nn.Module]) -> None:
+        """Keep the historical averages of the networks of each part, if the techniques want them."""
+        if self.techniques.historical:
+            for name, networks in parts.items():
+                parameters = [p for network in networks for p in network.parameters()]
+                self.history[name] = gmk.nn.HistoricalAverage(parameters)
+
+    def held(self, found: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+        """The losses of a part, and the distance of its parameters from their averages."""
+        if part not in self.history:
+            return found
+        away = self.techniques.historical * self.history[part].penalty()  # type: ignore[operator]
+        return found | {"loss": found["loss"] + away, "historical": away}
+
+    def updated(self, part: str) -> None:
+        """To be called after every update of a part."""
+        if part in self.history:
+            self.history[part].update()  # type: ignore[operator]
 
     def inside(self, images: Tensor, shape: Sequence[int], name: str) -> Tensor:
         """Images (B, *shape), uint8 levels or real in [0, 1], as numbers in [-1, 1].
@@ -56,7 +84,9 @@ class Pix2Pix(Translator):
     - critic: ``1/2 [softplus(-D(x, y)) + softplus(D(x, G(x)))]`` (halved, so that it learns slowly; section 3.3),
     - generator: ``adversarial * softplus(-D(x, G(x))) + l1 * mean |y - G(x)|``, images in [-1, 1].
 
-    Real and fake go through the critic in separate batches.
+    Real and fake go through the critic in separate batches. With label smoothing the critic's target for real pairs is
+    that much below 1; with feature matching the verdict is the squared distance of the mean features of real and
+    translated pairs.
 
     Args:
         input_shape, shape: (C, H, W) of inputs and of targets, the same height and width.
@@ -67,7 +97,7 @@ class Pix2Pix(Translator):
         dropout: of the first layers of the decoder; the only noise.
         l1: weight of the distance to the target; 100 in the paper.
         adversarial: weight of the critic's verdict; with 0 there is nothing but the distance, and no critic.
-        levels: grey levels of uint8 images.
+        levels, techniques: see :class:`Translator`.
 
     Raises:
         ValueError: the sizes differ, or do not fit the networks.
@@ -86,8 +116,9 @@ class Pix2Pix(Translator):
         l1: float = 100.0,
         adversarial: float = 1.0,
         levels: int = 256,
+        techniques: Techniques | None = None,
     ) -> None:
-        super().__init__(levels)
+        super().__init__(levels, techniques)
         if tuple(input_shape[1:]) != tuple(shape[1:]):
             raise ValueError(
                 f"Pix2Pix: inputs and targets must have one height and width, got {tuple(input_shape)} and {tuple(shape)}"
@@ -106,6 +137,9 @@ class Pix2Pix(Translator):
         self.critic = (
             PatchGAN(input_shape[0] + shape[0], width=width, layers=layers, norm=norm) if adversarial else None
         )
+        self.remember(generator=[self.generator])
+        if self.critic is not None:
+            self.remember(critic=[self.critic])
 
     def losses(self, batch: Batch, part: str = "generator", key: Tensor | int | None = None) -> dict[str, Tensor]:
         """The loss of ``part``, ``critic`` or ``generator``, and what it is made of.
@@ -125,8 +159,9 @@ class Pix2Pix(Translator):
             with torch.no_grad():
                 fake = self.generator(x, key)
             real, fake = (self.critic(torch.cat([x, image], 1)) for image in (y, fake))
-            loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
-            return {"loss": loss, "real": real.sigmoid().mean(), "fake": fake.sigmoid().mean()}
+            smooth = self.techniques.label_smoothing * real.mean()
+            loss = 0.5 * (F.softplus(-real).mean() + smooth + F.softplus(fake).mean())
+            return self.held({"loss": loss, "real": real.sigmoid().mean(), "fake": fake.sigmoid().mean()}, part)
         if part != "generator":
             parts = "generator" if self.critic is None else "critic or generator"
             raise ValueError(f"Pix2Pix: part must be {parts}, got {part!r}")
@@ -134,9 +169,15 @@ class Pix2Pix(Translator):
         distance = (made - y).abs().mean()
         found = {"loss": self.l1 * distance, "l1": distance}
         if self.critic is not None:
-            fooled = F.softplus(-self.critic(torch.cat([x, made], 1))).mean()
+            pairs = torch.cat([x, made], 1)
+            if self.techniques.feature_matching:
+                with torch.no_grad():
+                    wanted = self.critic.features(torch.cat([x, y], 1))
+                fooled = gmk.feature_matching_loss(wanted, self.critic.features(pairs))
+            else:
+                fooled = F.softplus(-self.critic(pairs)).mean()
             found = {"loss": found["loss"] + self.adversarial * fooled, "l1": distance, "adversarial": fooled}
-        return found
+        return self.held(found, part)
 
     @torch.no_grad()
     def translate(self, x: Tensor, key: Tensor | int | None = None, *, noise: bool = True, first: int = 0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from ..recipe import Recipe
 from ..training import Fit, Part
 from . import translation_pictures as drawn
 from .cyclegan import CycleGAN
-from .pix2pix import Pix2Pix
+from .pix2pix import Pix2Pix, Translator
+from .techniques import Techniques
 from .translation_judge import distance, judge
 from .translators import Norm
 
@@ -38,10 +40,21 @@ class _TranslationRecipe(Recipe):
     """Stride-2 convolutions of a critic: 1, 2, 3 judge patches of 16, 34, 70 pixels; 3 in the papers, for 256x256."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Of Adam."""
+    feature_matching: bool = False
+    """Let generators match the mean features of real images instead of fooling the critic."""
+    historical: float = 0.0
+    """Weight of the squared distance of the weights from their average over the updates so far."""
+    label_smoothing: float = 0.0
+    """What is taken off the target 1 of real images."""
 
-    def part(self, *networks: nn.Module) -> Part:
+    def techniques(self) -> Techniques:
+        names = ("feature_matching", "historical", "label_smoothing")
+        return Techniques(**{name: getattr(self, name) for name in names})
+
+    def part(self, model: Translator, name: str, *networks: nn.Module) -> Part:
         parameters = [p for network in networks for p in network.parameters()]
-        return Part(torch.optim.Adam(parameters, self.fit.lr, self.betas))
+        optimizer = torch.optim.Adam(parameters, self.fit.lr, self.betas)
+        return Part(optimizer, after_update=functools.partial(model.updated, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +88,7 @@ class Pix2PixRecipe(_TranslationRecipe):
         pairs = cast(PairDataset, dataset)
         names = ("width", "depth", "layers", "norm", "dropout", "l1", "adversarial")
         options = {name: getattr(self, name) for name in names}
-        return Pix2Pix(pairs.input_shape, pairs.shape, levels=pairs.levels, **options)
+        return Pix2Pix(pairs.input_shape, pairs.shape, levels=pairs.levels, techniques=self.techniques(), **options)
 
     def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
         pairs = cast(PairDataset, dataset)
@@ -83,8 +96,8 @@ class Pix2PixRecipe(_TranslationRecipe):
 
     def parts(self, model: nn.Module) -> Mapping[str, Part] | None:
         assert isinstance(model, Pix2Pix)
-        generator = {"generator": self.part(model.generator)}
-        return generator if model.critic is None else {"critic": self.part(model.critic), **generator}
+        generator = {"generator": self.part(model, "generator", model.generator)}
+        return generator if model.critic is None else {"critic": self.part(model, "critic", model.critic), **generator}
 
     def evaluate(self, model: nn.Module, dataset: Dataset, split: str) -> dict[str, float]:
         """Mean |y - G(x)| with images in [0, 1], that of the mean training image, and, of the test data (a validation split
@@ -175,7 +188,8 @@ class CycleGANRecipe(_TranslationRecipe):
     def build(self, dataset: Dataset) -> CycleGAN:
         both = cast(UnpairedDataset, dataset)
         names = ("width", "blocks", "layers", "norm", "cycle", "identity", "pool")
-        return CycleGAN(both.shape, levels=both.levels, **{name: getattr(self, name) for name in names})
+        options = {name: getattr(self, name) for name in names}
+        return CycleGAN(both.shape, levels=both.levels, techniques=self.techniques(), **options)
 
     def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
         both = cast(UnpairedDataset, dataset)
@@ -184,8 +198,8 @@ class CycleGANRecipe(_TranslationRecipe):
     def parts(self, model: nn.Module) -> Mapping[str, Part] | None:
         assert isinstance(model, CycleGAN)
         return {
-            "critic": self.part(model.critic_x, model.critic_y),
-            "generator": self.part(model.to_x, model.to_y),
+            "critic": self.part(model, "critic", model.critic_x, model.critic_y),
+            "generator": self.part(model, "generator", model.to_x, model.to_y),
         }
 
     def evaluate(self, model: nn.Module, dataset: Dataset, split: str) -> dict[str, float]:

@@ -208,7 +208,11 @@ class PatchGAN(nn.Module):
         return field
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, inputs, H, W) to logits (B, 1, H', W'), one for each patch.
+        """Images (B, inputs, H, W) to logits (B, 1, H', W'), one for each patch. Raises as :meth:`features`."""
+        return self.layers[-1](self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the layers before the last make of images: (B, channels, H'', W'').
 
         Raises:
             ValueError: the image is too small for a single patch.
@@ -219,4 +223,4 @@ class PatchGAN(nn.Module):
                 f"PatchGAN: height and width must be at least {smallest}, got {x.shape[-2]}x{x.shape[-1]}: fewer layers "
                 "take smaller images"
             )
-        return self.layers(x)
+        return self.layers[:-1](x)
