@@ -177,6 +177,26 @@ def minibatch() -> Iterator[Case]:
     yield from calls(256, 100, 5, torch.float16)
 
 
+def penalty() -> Iterator[Case]:
+    from gmkernels.ops.penalty import triton as family
+
+    key = _empty(2, dtype=torch.int64)
+
+    def calls(name: str, g: torch.Tensor) -> Iterator[Case]:
+        weight = _empty(g.shape[0])
+        yield f"{name} interpolate", lambda: family.random_interpolate(g, g, key, 5)
+        yield f"{name} forward", lambda: family.norm_penalty(g, 1.0, False)
+        yield f"{name} backward", lambda: family.norm_penalty_backward(weight, g, 1.0, True)
+        yield f"{name} both", lambda: family.norm_penalty_and_backward(g, 0.0, False)
+
+    for exponent in range(8):
+        yield from calls(f"{2**exponent}", _empty(64, 2**exponent))
+    yield from calls("image", _empty(64, 3, 64, 64))
+    yield from calls("channels_last", _empty(64, 64, 64, 3).permute(0, 3, 1, 2))
+    for dtype in (torch.bfloat16, torch.float16):
+        yield from calls(f"{dtype}", _empty(64, 783, dtype=dtype))
+
+
 def random() -> Iterator[Case]:
     from gmkernels.ops.random import triton as family
 
@@ -335,7 +355,7 @@ def virtual_batch_norm() -> Iterator[Case]:
 
 
 FAMILIES = {
-    "affine": affine, "planar": planar, "minibatch": minibatch, "random": random, "gaussian": gaussian,
+    "affine": affine, "planar": planar, "minibatch": minibatch, "penalty": penalty, "random": random, "gaussian": gaussian,
     "boltzmann": boltzmann, "rbm": rbm, "masked_conv": masked_conv,
     "virtual_batch_norm": virtual_batch_norm,
 }  # fmt: skip
@@ -348,6 +368,7 @@ QUICK = {
     "planar 4099x63 torch.bfloat16 backward",
     "minibatch 1024x50x64 torch.float32 forward", "minibatch 64x50x64 torch.float32 double",
     "minibatch 256x100x5 torch.bfloat16 backward",
+    "penalty image interpolate", "penalty 128 forward", "penalty torch.bfloat16 backward", "penalty channels_last both",
     "random bits", "random uniform torch.float32", "random normal torch.float64", "random bernoulli torch.float32",
     "gaussian draw 4096x20 forward", "gaussian draw 4096x31 backward", "gaussian draw interleaved double",
     "gaussian bernoulli masked forward", "gaussian gaussian wide backward", "gaussian gaussian interleaved double",

@@ -1,4 +1,4 @@
-"""``python -m tests.ops.ledger --write``: record the error of every kernel, which may not grow afterwards.
+"""``python -m tests.ops.ledger --write [--only WORD]``: record the error of every kernel, which may not grow afterwards.
 
 The ledger holds the kernels' own errors against float64, in halves of an ULP: the kernels give the same bits on every
 machine, so a recorded error is no property of the machine that recorded it. (The ratio to PyTorch, which does differ from
@@ -59,11 +59,12 @@ def growth(row: OperatorRow, backend: str, dtype: torch.dtype, budget: ErrorBudg
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"replace the entries in {PATH.name}")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
     here = ["triton"] if support.INTERPRETER else ["cpu"]
     table: Ledger = {}
-    for row in support.ROWS:
+    for row in (row for row in support.ROWS if options.only in row.name):
         for backend in set(support.available(row)) & set(here):
             for dtype in row.dtypes:
                 if dtype == torch.float64 or not support.runs(backend, dtype):
@@ -81,7 +82,8 @@ def main() -> None:
         print(json.dumps(table, indent=1))
         return
     ours = "triton interpreter" if support.INTERPRETER else "cpu"
-    kept = {name: modes for name, modes in read().items() if name.split(" / ")[1] != ours}
+    old = {name: name.split(" / ")[:2] for name in read()}
+    kept = {name: modes for name, modes in read().items() if old[name][1] != ours or options.only not in old[name][0]}
     PATH.write_text(json.dumps(dict(sorted((kept | table).items())), indent=1) + "\n")
     print(f"{len(table)} entries of backend {here[0]!r} written to {PATH}")
 

@@ -89,7 +89,7 @@ def _norm_row(variant: str, target: float, one_sided: bool) -> OperatorRow:
         endless=True,
         part=narrow("g"),
         batched=("g",),
-        same_bits=("penalty", "g"),
+        same_bits=("penalty", "grad_g"),
         nonfinite=("g",) if first else (),
         extremes=_extremes if first else None,
         **_COMMON,
