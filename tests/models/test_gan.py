@@ -200,7 +200,7 @@ def test_penalties_are_added_to_the_critic_s_loss(penalty: str, kind: type[GAN])
 def test_a_penalty_on_batch_coupled_layers_is_warned_of() -> None:
     with pytest.warns(gmk.BatchCoupledWarning, match=r"ill-defined .* trunk\.3 \(BatchNorm2d\)"):
         WGANGP((1, 28, 28), **gan.convolutional((1, 28, 28), width=4))
-    with pytest.warns(gmk.BatchCoupledWarning, match=r"head\.0 \(MinibatchDiscrimination\)"):
+    with pytest.warns(gmk.BatchCoupledWarning, match=r"head\.0\.layer \(MinibatchDiscrimination\)"):
         GAN(2, **gan.perceptrons((2,), minibatch=3), penalty="r1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import gmkernels as gmk
-
 from .. import metrics
 from ..data import Dataset, Density, ImageDataset
 from .gan import GAN
@@ -94,7 +92,7 @@ class VectorJudge:
 
     def __call__(self, model: GAN) -> dict[str, float]:
         found = model.sample(len(self.real), key=7).cpu()
-        figures = {f"{self.split}_sliced_wasserstein": sliced_wasserstein(found, self.real)}
+        figures = {f"{self.split}_sliced_wasserstein": float(metrics.wasserstein(found, self.real))}
         centres: Any = getattr(self.dataset, "centres", None)
         if centres is not None:
             kept, share = modes(found, centres(), self.dataset.std)  # type: ignore[attr-defined]
@@ -108,10 +106,3 @@ def held_out(dataset: Dataset, split: str, n: int) -> Tensor:
         # Validation has a key of its own, as the test sample has.
         return dataset.held_out(n) if split == "test" else dataset.sample(n, torch.tensor([1, 2**62]))
     return dataset.splits[split].x[:n]  # type: ignore[attr-defined]
-
-
-def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 100) -> float:
-    """The mean Wasserstein-1 distance of as many samples ``x`` and ``y`` (N, D) projected on fixed random directions."""
-    u = gmk.random.normal(gmk.random.key(seed=0), (x.shape[1], directions))
-    a, b = (torch.sort(z @ (u / u.norm(dim=0)), 0).values for z in (x, y))
-    return float((a - b).abs().mean())

@@ -89,6 +89,22 @@ class MLPGenerator(nn.Sequential):
         super().__init__(*layers, *([nn.Tanh(), nn.Unflatten(1, shape)] if len(shape) > 1 else []))
 
 
+class Closeness(nn.Module):
+    """Minibatch discrimination whose closeness features are means over the other samples, not sums.
+
+    So they stay within [0, 1] whatever the batch. With first weights of deviation ``init_std``, larger than the layer's
+    own default, hidden features of different samples lie a few units apart, where ``exp(-distance)`` tells near from far.
+    """
+
+    def __init__(self, in_features: int, num_kernels: int, kernel_dim: int = 5, init_std: float = 0.3) -> None:
+        super().__init__()
+        self.layer = gmk.nn.MinibatchDiscrimination(in_features, num_kernels, kernel_dim, init_std=init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features, close = self.layer(x).split([x.shape[1], self.layer.num_kernels], 1)
+        return torch.cat([features, close / max(1, len(x) - 1)], 1)
+
+
 class Discriminator(nn.Module):
     """A trunk that makes features of samples, and a head that makes a score, or several, of features.
 
@@ -118,7 +134,7 @@ class Discriminator(nn.Module):
         self.trunk, self.outputs = trunk, outputs
         head: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
         if minibatch:
-            head.append(gmk.nn.MinibatchDiscrimination(features, minibatch, minibatch_dim))
+            head.append(Closeness(features, minibatch, minibatch_dim))
         self.head = nn.Sequential(*head, nn.Linear(features + minibatch, outputs))
 
     def features(self, x: Tensor) -> Tensor:

@@ -306,7 +306,6 @@ class SemiSupervisedRecipe(GANRecipe):
     """Labelled training images, the same number of every class; the other labels are not used."""
     labelled_batch: int | None = None
     """Labelled images in a batch; all up to 50 if not given."""
-    dropout: float = 0.3
 
     def dataset(self) -> Dataset:
         found = super().dataset()
@@ -320,9 +319,6 @@ class SemiSupervisedRecipe(GANRecipe):
     def outputs(self, dataset: Dataset) -> int:
         images = cast(ImageDataset, dataset)
         return len(images.classes) or int(cast(Tensor, images.splits["train"].y).max()) + 1
-
-    def norms(self, dataset: Dataset) -> tuple[Norm, Norm | None]:
-        return super().norms(dataset)[0], self.critic_norm or "none"
 
     def split(self, dataset: Dataset) -> Any:
         train = cast(ImageDataset, dataset).splits["train"]
