@@ -23,6 +23,7 @@ import gmkernels as gmk
 FAMILIES = (
     "coupling", "minibatch", "penalty", "gaussian", "vae", "gan", "flows",
     "realnvp", "masked_conv", "masked_linear", "mlp", "gibbs", "autoregressive", "made", "random", "overhead",
+    "virtual_batch_norm", "metrics",
 )  # fmt: skip
 MODES = ("fwd", "fwd+bwd", "inverse", "sample", "step")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..case import Missing, Program
+from ..case import Missing
 
 _HINT = "pip install --no-deps torchvision torch-fidelity torchmetrics lightning-utilities"
 
@@ -35,7 +36,8 @@ def _torchvision() -> torch.library.Library | None:
 
 
 def _module(name: str) -> Any:
-    _torchvision()
+    if not name.startswith("scipy"):
+        _torchvision()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -77,12 +79,25 @@ def torchmetrics(extractor: nn.Module, width: int, shape: tuple[int, ...]) -> nn
     return kind(feature=Wrapped(), input_img_size=shape).set_dtype(torch.float64)
 
 
-def torch_fidelity_trace(statistics: list[dict[str, Any]]) -> Program:
+def torch_fidelity_distance(a: Tensor, b: Tensor) -> Callable[[], float]:
+    """Its distance from the statistics of the features, which are taken beforehand."""
     module = _module("torch_fidelity.metric_fid")
-    return Program(
-        lambda: (
-            torch.tensor(
-                next(iter(module.fid_statistics_to_metric(*statistics, False).values())),
-            ),
-        )
-    )
+    statistics = [module.fid_features_to_statistics(x) for x in (a, b)]
+    return lambda: float(next(iter(module.fid_statistics_to_metric(*statistics, False).values())))
+
+
+def torchmetrics_distance(m1: Tensor, s1: Tensor, m2: Tensor, s2: Tensor) -> Callable[[], Tensor]:
+    """The function that its metric ends with."""
+    compute = _module("torchmetrics.image.fid")._compute_fid
+    return lambda: compute(m1, s1, m2, s2)
+
+
+def scipy_distance(m1: Tensor, s1: Tensor, m2: Tensor, s2: Tensor) -> Callable[[], float]:
+    """The formula with SciPy's square root of the product, as pytorch-fid and clean-fid write it."""
+    linalg, one, other = _module("scipy.linalg"), s1.numpy(), s2.numpy()
+
+    def call() -> float:
+        root = linalg.sqrtm(one @ other)
+        return float((m1 - m2).square().sum() + s1.trace() + s2.trace() - 2.0 * root.trace().real)
+
+    return call

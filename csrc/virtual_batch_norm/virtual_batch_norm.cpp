@@ -1,13 +1,14 @@
-// Virtual batch normalisation: every example and channel is a row of its own, read three times from the first-level
-// cache: for its mean, for its variance (about that mean, so that nothing cancels), and for the output. The formulas
-// and their letters are those of gmkernels/ops/virtual_batch_norm/autograd.py; the second derivative is their tangent.
+// Virtual batch normalisation: every example and channel is a row of its own, read three times from a cache: for its
+// mean, for its variance (about that mean, so that nothing cancels), and for the output. The formulas and their letters
+// are those of gmkernels/ops/virtual_batch_norm/autograd.py; the second derivative is their tangent.
 //
-// Where a row is a single number, sixteen channels fill the lanes of a pack instead. The algebra of a row is written
-// once for both: its number type N is T or pack<T>.
+// A root and a division take longer than a short row, so the algebra of sixteen channels fills the lanes of a pack.
+// Where a row is a single number, it is all there is.
 //
-// Gradients by what all examples share are summed over pieces of the batch, piece after piece: one order, whatever the
-// threads.
-#include <cmath>
+// Sums have 64 lanes, an element's position modulo 64, folded by halves: four packs, which stay in registers. Gradients
+// by what all examples share are summed over pieces of the batch, piece after piece: one order, whatever the threads.
+#include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "gmk/rows.h"
@@ -21,10 +22,6 @@ enum Order { kForward, kBackward, kDouble };
 constexpr int64_t kTask = 4096;  // elements
 constexpr int64_t kPiece = 64;   // examples of a piece, where a row is a single number
 constexpr int kShared = 4;       // mean, var, weight, bias
-
-GMK_INLINE float root(float a) { return std::sqrt(a); }
-GMK_INLINE double root(double a) { return std::sqrt(a); }
-template <class T> GMK_INLINE pack<T> root(const pack<T>& a) { return sqrt(a); }
 
 template <class N> struct Shared {
   N mean, var, weight, bias;
@@ -57,7 +54,7 @@ template <class T> struct Mix {
     Row<N> k;
     k.d = s.mean - h.mean;
     k.offset = a * k.d;
-    k.r = one / root(fma(a, h.var, c * fma(k.offset, k.d, s.square)) + N(eps));
+    k.r = one / sqrt(fma(a, h.var, c * fma(k.offset, k.d, s.square)) + N(eps));
     k.gain = k.r * h.weight;
     if constexpr (order == kForward) return k;
     const N gu = fma(k.offset, s.g, s.gx), r2 = k.r * k.r;
@@ -100,33 +97,40 @@ template <class P> GMK_INLINE P normal_d(const Row<P>& k, const P& bias_d, const
   return fma(x + k.offset, k.gain_d, fma(xd + k.offset_d, k.gain, bias_d));
 }
 
-template <Order order, class T> Row<pack<T>> broadcast(const Row<T>& k) {
-  using P = pack<T>;
-  Row<P> r;
-  r.offset = P(k.offset), r.gain = P(k.gain);
-  if constexpr (order != kForward) r.slope = P(k.slope), r.level = P(k.level);
-  if constexpr (order == kDouble) {
-    r.offset_d = P(k.offset_d), r.gain_d = P(k.gain_d);
-    r.slope_d = P(k.slope_d), r.level_d = P(k.level_d);
-  }
-  return r;
-}
+// Coefficients of sixteen rows, lane by lane.
+template <class T> struct Lanes {
+  T at[kLanes];
+  GMK_INLINE void operator=(const pack<T>& a) { store(at, a); }
+  GMK_INLINE pack<T> all() const { return load(at); }
+  GMK_INLINE pack<T> of(int row) const { return pack<T>(at[row]); }
+};
 
-// RowSum (gmk/rows.h) of rows that may be much shorter than a block: the same order of sums, without the empty packs.
-template <class T> struct ShortSum {
-  pack<T> lanes[kPacks];
-  const int used;
-  explicit ShortSum(int64_t length) : used(int(std::min<int64_t>(kPacks, (length + kLanes - 1) / kLanes))) {
-    for (int p = 0; p < used; ++p) lanes[p] = pack<T>(T(0));
+// The sums of K numbers over the elements of a row: term(k, p, lanes) is the k-th of pack p of a block.
+template <class T, int K> struct Four {
+  pack<T> lanes[K][4];
+  Four() {
+    for (auto& row : lanes)
+      for (auto& lane : row) lane = pack<T>(T(0));
   }
-  GMK_INLINE void add(int p, int n, const pack<T>& a) {
-    lanes[p] += n == kLanes ? a : select<T>(iota<typename native<T>::mask>() < n, a, T(0));
+  template <class F> static GMK_INLINE pack<T> real(int k, int p, int n, const F& term) {
+    return n == kLanes ? term(k, p, n) : select<T>(iota<typename native<T>::mask>() < n, term(k, p, n), T(0));
   }
-  T total() {
-    for (int half = kPacks / 2; half > 0; half /= 2)
-      for (int p = 0; p < half && p + half < used; ++p) lanes[p] += lanes[p + half];
-    return fold(lanes[0]);
+  template <int J, class F> GMK_INLINE void add(int p, int n, const F& term) {
+    if (const int left = std::min(kLanes, n - (p + J) * kLanes); left > 0)
+      for (int k = 0; k < K; ++k) lanes[k][J] += real(k, p + J, left, term);
   }
+  template <class F> GMK_INLINE void block(int n, const F& term) {
+    int p = 0;
+    for (; (p + 4) * kLanes <= n; p += 4)
+      for (int j = 0; j < 4; ++j)
+        for (int k = 0; k < K; ++k) lanes[k][j] += term(k, p + j, kLanes);
+    if (p * kLanes == n) return;
+    add<0>(p, n, term);
+    add<1>(p, n, term);
+    add<2>(p, n, term);
+    add<3>(p, n, term);
+  }
+  GMK_INLINE T total(int k) const { return fold((lanes[k][0] + lanes[k][2]) + (lanes[k][1] + lanes[k][3])); }
 };
 
 template <class T, Order order> struct Kernel {
@@ -136,11 +140,6 @@ template <class T, Order order> struct Kernel {
   const gmk_sizes sizes =
       a.positions == 1 ? gmk_sizes{a.batch, 1, a.channels} : gmk_sizes{a.batch, a.channels, a.positions};
 
-  template <class N, class F> Shared<N> shared(const void* const (&from)[kShared], const F& get) const {
-    const auto one = [&](const void* p) { return p ? get(static_cast<const T*>(p)) : N(T(0)); };
-    return {one(from[0]), one(from[1]), one(from[2]), one(from[3])};
-  }
-
   struct Buffers {
     Input<T> x, g, v;
     Output<T> out, by_grad;
@@ -148,69 +147,123 @@ template <class T, Order order> struct Kernel {
         : x(a.x, sizes), g(a.grad, sizes), v(a.v_x, sizes), out(a.out, a.x.dtype), by_grad(a.out_grad, a.x.dtype) {}
   };
 
-  // One example and channel, element after element.
-  void row(Buffers& io, int64_t b, int64_t c, T* part, int64_t step) const {
-    const int64_t length = a.positions, start = c * length;
-    const Shared<T> h = shared<T>(a.shared, [&](const T* p) { return p[c]; });
-    const Shared<T> v = shared<T>(a.v_shared, [&](const T* p) { return p[c]; });
-    const auto blocks = [&](const auto& f) {
+  // What channels c .. c + lanes share, and the cotangents of that.
+  GMK_INLINE Shared<P> shared(const void* const (&from)[kShared], int64_t c, int lanes) const {
+    const auto read = [&](int i) { return get(static_cast<const T*>(from[i]) + c, 0, lanes); };
+    return {read(0), read(1), read(2), from[3] ? read(3) : P(T(0))};
+  }
+  GMK_INLINE Shared<P> cotangents(int64_t c, int lanes) const {
+    if constexpr (order == kDouble) return shared(a.v_shared, c, lanes);
+    return {P(T(0)), P(T(0)), P(T(0)), P(T(0))};
+  }
+
+  bool in_place(const gmk_rows& r) const {
+    return r.inner == 1 && r.dtype == dtype_of<T>() && a.positions <= (int64_t(1) << 30);
+  }
+
+  // Channels c .. c + rows of one example, at most sixteen.
+  void group(Buffers& io, int64_t b, int64_t c, int rows, T* part, int64_t step) const {
+    const int64_t length = a.positions;
+    // Rows that lie side by side in the type of the computation are walked where they are, others a block at a time.
+    const bool plain =
+        in_place(a.x) && (order == kForward || in_place(a.grad)) && (order != kDouble || in_place(a.v_x));
+    const auto blocks = [&](int row, const auto& f) {
+      const int64_t start = (c + row) * length;
+      if (plain) {
+        const auto here = [&](const gmk_rows& r) {
+          return static_cast<const T*>(r.data) + b * r.batch + (c + row) * r.outer;
+        };
+        f(start, int(length), here(a.x), order == kForward ? nullptr : here(a.grad),
+          order == kDouble ? here(a.v_x) : nullptr);
+        return;
+      }
       for (int64_t i = 0; i < length; i += kBlock) {
         const int n = int(std::min<int64_t>(kBlock, length - i));
         const T* px = io.x.block(b, start + i, n);
         const T* pg = order == kForward ? nullptr : io.g.block(b, start + i, n);
         const T* pv = order == kDouble ? io.v.block(b, start + i, n) : nullptr;
-        f(i, n, px, pg, pv);
+        f(start + i, n, px, pg, pv);
       }
     };
-    Sums<T> s{};
-    {
-      ShortSum<T> x(length), g(length), xd(length);
-      blocks([&](int64_t, int n, const T* px, const T* pg, const T* pv) {
-        each_pack(n, [&](int p, int lanes) {
-          x.add(p, lanes, get(px, p, lanes));
-          if constexpr (order != kForward) g.add(p, lanes, get(pg, p, lanes));
-          if constexpr (order == kDouble) xd.add(p, lanes, get(pv, p, lanes));
+    // out[k].at[row] becomes the sum over the row of term_of(row)(k, p, lanes, operands).
+    const auto total = [&](auto& out, const auto& term_of) {
+      constexpr int kTerms = int(std::extent_v<std::remove_reference_t<decltype(out)>>);
+      for (int row = 0; row < rows; ++row) {
+        const auto term = term_of(row);
+        if (plain && length <= kLanes) {
+          blocks(row, [&](int64_t, int n, const T* px, const T* pg, const T* pv) {
+            const auto f = [&](int k, int p, int lanes) { return term(k, p, lanes, px, pg, pv); };
+            for (int k = 0; k < kTerms; ++k) out[k].at[row] = fold(Four<T, kTerms>::real(k, 0, n, f));
+          });
+          continue;
+        }
+        Four<T, kTerms> four;
+        blocks(row, [&](int64_t, int n, const T* px, const T* pg, const T* pv) {
+          four.block(n, [&](int k, int p, int lanes) { return term(k, p, lanes, px, pg, pv); });
         });
-      });
-      s.mean = x.total() * mix.inverse;
-      if constexpr (order != kForward) s.g = g.total();
-      if constexpr (order == kDouble) s.mean_d = xd.total() * mix.inverse;
-    }
-    const P mean(s.mean), mean_d(s.mean_d);
-    {
-      ShortSum<T> xx(length), gx(length), xxd(length), gxd(length);
-      blocks([&](int64_t, int n, const T* px, const T* pg, const T* pv) {
-        each_pack(n, [&](int p, int lanes) {
-          const P x = get(px, p, lanes) - mean;
-          xx.add(p, lanes, x * x);
-          if constexpr (order != kForward) gx.add(p, lanes, get(pg, p, lanes) * x);
-          if constexpr (order == kDouble) {
-            const P xd = get(pv, p, lanes) - mean_d;
-            xxd.add(p, lanes, x * xd);
-            gxd.add(p, lanes, get(pg, p, lanes) * xd);
-          }
-        });
-      });
-      s.square = xx.total() * mix.inverse;
-      if constexpr (order != kForward) s.gx = gx.total();
-      if constexpr (order == kDouble) s.square_d = T(2) * xxd.total() * mix.inverse, s.gxd = gxd.total();
-    }
-    const Row<T> k = mix.template row<order>(s, h, v);
-    if constexpr (order != kForward) {
-      const T parts[kShared] = {k.shared.mean, k.shared.var, k.shared.weight, k.shared.bias};
-      for (int i = 0; i < kShared; ++i) part[i * step + c] = parts[i];
-    }
-    const Row<P> w = broadcast<order>(k);
-    const P bias(h.bias), bias_d(v.bias);
-    blocks([&](int64_t i, int n, const T* px, const T* pg, const T* pv) {
-      const int64_t place = (b * a.channels + c) * length + i;
-      T* out = io.out.block(place);
-      T* by_grad = order == kDouble ? io.by_grad.block(place) : nullptr;
-      each_pack(n,
-                [&](int p, int lanes) { element(w, bias, bias_d, mean, mean_d, p, lanes, px, pg, pv, out, by_grad); });
-      io.out.commit(place, n);
-      if constexpr (order == kDouble) io.by_grad.commit(place, n);
+        for (int k = 0; k < kTerms; ++k) out[k].at[row] = four.total(k);
+      }
+    };
+    // All means come before the first variance: a row alone would wait for each of its sums.
+    const P per(mix.inverse), zero(T(0));
+    Lanes<T> first[order + 1] = {}, second[order == kDouble ? 4 : order + 1] = {}, mean, mean_d;
+    total(first, [](int) {
+      return [](int k, int p, int lanes, const T* px, const T* pg, const T* pv) {
+        return get(k == 0 ? px : k == 1 ? pg : pv, p, lanes);
+      };
     });
+    mean = first[0].all() * per, mean_d = order == kDouble ? first[order].all() * per : zero;
+    total(second, [&](int row) {
+      const P centre = mean.of(row), centre_d = mean_d.of(row);
+      return [centre, centre_d](int k, int p, int lanes, const T* px, const T* pg, const T* pv) {
+        const P x = get(px, p, lanes) - centre;
+        if (k == 0) return x * x;
+        if (k == 1) return get(pg, p, lanes) * x;
+        const P xd = get(pv, p, lanes) - centre_d;
+        return k == 2 ? x * xd : get(pg, p, lanes) * xd;
+      };
+    });
+    Sums<P> s{mean.all(), second[0].all() * per, zero, zero, mean_d.all(), zero, zero};
+    if constexpr (order != kForward) s.g = first[1].all(), s.gx = second[1].all();
+    if constexpr (order == kDouble) s.square_d = P(T(2)) * second[2].all() * per, s.gxd = second[3].all();
+    const Shared<P> h = shared(a.shared, c, rows), v = cotangents(c, rows);
+    const Row<P> k = mix.template row<order>(s, h, v);
+    if constexpr (order != kForward) {
+      put(part + c, 0, rows, k.shared.mean);
+      put(part + step + c, 0, rows, k.shared.var);
+      put(part + 2 * step + c, 0, rows, k.shared.weight);
+      put(part + 3 * step + c, 0, rows, k.shared.bias);
+    }
+    Row<Lanes<T>> held;
+    Lanes<T> bias, bias_d;
+    held.offset = k.offset, held.gain = k.gain, bias = h.bias, bias_d = v.bias;
+    if constexpr (order != kForward) held.slope = k.slope, held.level = k.level;
+    if constexpr (order == kDouble) {
+      held.offset_d = k.offset_d, held.gain_d = k.gain_d;
+      held.slope_d = k.slope_d, held.level_d = k.level_d;
+    }
+    for (int row = 0; row < rows; ++row) {
+      Row<P> w;
+      w.offset = held.offset.of(row), w.gain = held.gain.of(row);
+      if constexpr (order != kForward) w.slope = held.slope.of(row), w.level = held.level.of(row);
+      if constexpr (order == kDouble) {
+        w.offset_d = held.offset_d.of(row), w.gain_d = held.gain_d.of(row);
+        w.slope_d = held.slope_d.of(row), w.level_d = held.level_d.of(row);
+      }
+      const P centre = mean.of(row), centre_d = mean_d.of(row), shift = bias.of(row), shift_d = bias_d.of(row);
+      blocks(row, [&](int64_t i, int n, const T* px, const T* pg, const T* pv) {
+        const int64_t place = b * a.channels * length + i;
+        T* out = io.out.block(place);
+        T* by_grad = order == kDouble ? io.by_grad.block(place) : nullptr;
+        const int whole = n / kLanes;
+        for (int p = 0; p < whole; ++p)
+          element(w, shift, shift_d, centre, centre_d, p, kLanes, px, pg, pv, out, by_grad);
+        if (const int left = n - whole * kLanes; left > 0)
+          element(w, shift, shift_d, centre, centre_d, whole, left, px, pg, pv, out, by_grad);
+        io.out.commit(place, n);
+        if constexpr (order == kDouble) io.by_grad.commit(place, n);
+      });
+    }
   }
 
   GMK_INLINE static void element(const Row<P>& k, const P& bias, const P& bias_d, const P& mean, const P& mean_d, int p,
@@ -225,7 +278,7 @@ template <class T, Order order> struct Kernel {
     }
   }
 
-  // A block of channels c .. c + n of examples of one position each.
+  // Channels c .. c + n of examples of one position each.
   void columns(Buffers& io, int64_t first, int64_t last, int64_t c, int n, T* part, int64_t step) const {
     P sums[kShared][kPacks];
     for (auto& row : sums)
@@ -238,12 +291,11 @@ template <class T, Order order> struct Kernel {
       T* out = io.out.block(place);
       T* by_grad = order == kDouble ? io.by_grad.block(place) : nullptr;
       each_pack(n, [&](int p, int lanes) {
-        const auto at = [&](const T* q) { return gmk::GMK_ISA::get(q + c, p, lanes); };
-        const Shared<P> h = shared<P>(a.shared, at), v = shared<P>(a.v_shared, at);
-        const P x = gmk::GMK_ISA::get(px, p, lanes), zero(T(0));
-        Sums<P> s{x, (x - x) * (x - x), zero, zero, zero, zero, zero};
-        if constexpr (order != kForward) s.g = gmk::GMK_ISA::get(pg, p, lanes), s.gx = s.g * (x - x);
-        if constexpr (order == kDouble) s.mean_d = gmk::GMK_ISA::get(pv, p, lanes);
+        const Shared<P> h = shared(a.shared, c + p * kLanes, lanes), v = cotangents(c + p * kLanes, lanes);
+        const P x = get(px, p, lanes), nothing = x - x;  // NaN where x is not finite, as a mean over more would give
+        Sums<P> s{x, nothing, P(T(0)), P(T(0)), P(T(0)), P(T(0)), P(T(0))};
+        if constexpr (order != kForward) s.g = get(pg, p, lanes), s.gx = s.g * nothing;
+        if constexpr (order == kDouble) s.mean_d = get(pv, p, lanes);
         const Row<P> k = mix.template row<order>(s, h, v);
         if constexpr (order != kForward) {
           sums[0][p] += k.shared.mean, sums[1][p] += k.shared.var;
@@ -271,21 +323,25 @@ template <class T, Order order> struct Kernel {
         columns(io, k * piece, std::min(a.batch, (k + 1) * piece), c, int(std::min<int64_t>(kBlock, channels - c)),
                 parts.data() + k * channels, step);
       });
-    } else {
-      const int64_t rows = std::max<int64_t>(1, kTask / std::max<int64_t>(1, a.positions)), total = a.batch * channels;
-      parallel_for((total + rows - 1) / rows, [&](int64_t task) {
+    } else if (a.positions > 0) {
+      // As many rows at once as the first-level cache holds.
+      const int64_t rows = std::clamp<int64_t>(kTask / a.positions, 1, kLanes), groups = (channels + rows - 1) / rows;
+      const int64_t many = std::max<int64_t>(1, kTask / (rows * a.positions)), total = a.batch * groups;
+      parallel_for((total + many - 1) / many, [&](int64_t task) {
         Buffers io(a, sizes);
-        for (int64_t i = task * rows; i < std::min(total, (task + 1) * rows); ++i)
-          row(io, i / channels, i % channels, parts.data() + i / channels * channels, step);
+        for (int64_t i = task * many; i < std::min(total, (task + 1) * many); ++i) {
+          const int64_t b = i / groups, c = i % groups * rows;
+          group(io, b, c, int(std::min(rows, channels - c)), parts.data() + b * channels, step);
+        }
       });
     }
     if constexpr (order != kForward) {
-      // A gradient by what is shared is zero where there is nothing to add up.
+      // Of no positions, parts is all zeros.
       for (int i = 0; i < kShared; ++i) {
         T* out = static_cast<T*>(a.out_shared[i]);
         if (!out) continue;
         std::fill(out, out + channels, T(0));
-        for (int64_t k = 0; k < (a.positions ? pieces : 0); ++k)
+        for (int64_t k = 0; k < pieces; ++k)
           for (int64_t c = 0; c < channels; ++c) out[c] += parts[i * step + k * channels + c];
       }
     }

@@ -2,7 +2,7 @@
 
 A row is read three times, the second and third time from a cache: for its mean, for its variance about that mean, and for
 the output. Gradients by what all examples share are written row by row and then added up, in the order of the C++ core.
-Letters are those of ``autograd.py``; sums have 128 lanes, as everywhere.
+Letters are those of ``autograd.py``; sums have 64 lanes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def _columns(block, length, COLS: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def _fold(x):
     """``fold_lanes`` in another guise, for kernels with many sums: here the compiler gives no thread a row of its own."""
-    for level in tl.static_range(7):
-        if x.shape[1] == (128 >> level):
-            x = tl.sum(tl.reshape(x, [x.shape[0], 2, 64 >> level]), axis=1)
+    for level in tl.static_range(6):
+        if x.shape[1] == (64 >> level):
+            x = tl.sum(tl.reshape(x, [x.shape[0], 2, 32 >> level]), axis=1)
     return tl.sum(x, axis=1)
 
 
@@ -179,8 +179,9 @@ def _add_examples_kernel(
 
 
 # Columns of a block: rows of a program.
-_TILES = {1: 128, 2: 64, 4: 64, 8: 32, 16: 16, 32: 16, 64: 8, 128: 4}
+_TILES = {1: 128, 2: 64, 4: 64, 8: 32, 16: 16, 32: 16, 64: 8}
 _WARPS = 4
+_LANES = 64
 _PIECE = 64  # examples added up at a time where a row is a single number, as in the C++ core
 
 
@@ -198,7 +199,7 @@ def _run(
     if x.numel() == 0:
         return out, by_grad, [t.zero_() for t in sums]
     parts = mean.new_empty(len(sums) * rows) if order else None
-    cols = min(128, power_of_two(length))
+    cols = min(_LANES, power_of_two(length))
     strides = [step for t in views for step in ((0, 0, 0) if t is None else t.stride())]
     share = single(own)
     held = [None if t is None else t.contiguous() for t in shared]

@@ -113,13 +113,12 @@ def _cross(a: Gaussian, b: Gaussian) -> Tensor:
         assert root is not None and covariance is not None
         inner = root @ covariance @ root.mT
     else:
-        factor, other = _factor(a.covariance, b.covariance)
-        inner = factor.mT @ other @ factor
+        inner = _congruent(a.covariance, b.covariance)
     return torch.linalg.eigvalsh(inner).clamp(min=0.0).sqrt().sum()
 
 
-def _factor(s1: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
-    """L with L L^T equal to one of the covariances, and the other one.
+def _congruent(s1: Tensor, s2: Tensor) -> Tensor:
+    """L^T S L with L L^T one of the covariances and S the other: its lower triangle, which is all that is looked at.
 
     A Cholesky factor costs a tenth of an eigendecomposition, and either covariance may give it; both are singular only
     where features depend on each other, and then the eigendecomposition is the exact way. A feature that is constant
@@ -131,9 +130,22 @@ def _factor(s1: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
     for one, other in ((s1, s2), (s2, s1)):
         factor, failed = torch.linalg.cholesky_ex(one)
         if not failed:
-            return factor, other
+            return _triangular_product(factor, other)
     values, vectors = torch.linalg.eigh(s1)
-    return vectors * values.clamp(min=0.0).sqrt(), s2
+    root = vectors * values.clamp(min=0.0).sqrt()
+    return root.mT @ s2 @ root
+
+
+def _triangular_product(lower: Tensor, s: Tensor, panel: int = 192) -> Tensor:
+    """The lower triangle of L^T S L, panel by panel, without the products that L's zeros or symmetry make needless."""
+    d = len(s)
+    half, whole = torch.empty_like(s), torch.zeros_like(s)
+    panels = [(start, min(start + panel, d)) for start in range(0, d, panel)]
+    for start, stop in panels:
+        torch.mm(s[:, start:], lower[start:, start:stop], out=half[:, start:stop])
+    for start, stop in panels:
+        torch.mm(lower[start:, start:stop].mT, half[start:, :stop], out=whole[start:stop, :stop])
+    return whole
 
 
 @dataclass(frozen=True)
