@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 
 import pytest
@@ -175,12 +176,19 @@ def test_contestants_share_the_time_and_all_get_their_samples(monkeypatch):
 
 
 def test_short_calls_are_repeated_until_a_sample_is_long_enough():
-    counted = []
+    class Steady(clock.Clock):
+        """A machine on which every call takes 2^-20 seconds."""
+
+        def sample(self, contestant: clock.Contestant) -> float:
+            super().sample(contestant)
+            return 2.0**-20
+
+    counted: list[None] = []
     contestant = clock.Contestant(lambda: counted.append(None))
-    clock.race(clock.Clock("cpu"), [contestant], seconds=0.01, repeats=2)
-    assert contestant.calls > 1000
-    assert contestant.quantile(0.5) < 1e-5
-    assert len(counted) > contestant.calls * len(contestant.seconds)
+    clock.race(Steady("cpu"), [contestant], seconds=0.01, repeats=2)
+    assert contestant.calls == math.ceil(clock.SAMPLE_SECONDS * 2**20) == 2098
+    assert contestant.quantile(0.5) == 2.0**-20
+    assert len(counted) >= contestant.calls * len(contestant.seconds)
 
 
 def test_cold_cache_needs_a_gpu():

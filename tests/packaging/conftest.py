@@ -34,7 +34,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path, ok: 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
     if ok:
         assert done.returncode == 0, done.stdout
