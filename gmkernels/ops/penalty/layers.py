@@ -32,20 +32,18 @@ class Attribute:
     def of(self, layer: str) -> Attribute:
         return type(self)(self.path, layer)
 
-    def read(self, critic: nn.Module, alone: bool) -> Any:
-        """Its value; ``alone``: the critic is the layer itself, or around it."""
-        return getattr(self.home(critic, alone), self.path)
+    def read(self, critic: nn.Module) -> Any:
+        return getattr(self.home(critic), self.path)
 
-    def home(self, critic: nn.Module, alone: bool) -> Any:
-        path = self.layer.partition(".")[2] if alone else self.layer
-        return attribute(critic, path) if path else critic
+    def home(self, critic: nn.Module) -> Any:
+        return attribute(critic, self.layer) if self.layer else critic
 
 
 class _Folded(Attribute):
     """``factor`` or ``offset`` of a batch norm that uses its running statistics."""
 
-    def read(self, critic: nn.Module, alone: bool) -> Tensor:
-        m = self.home(critic, alone)
+    def read(self, critic: nn.Module) -> Tensor:
+        m = self.home(critic)
         factor = torch.rsqrt(m.running_var + m.eps)
         factor = factor if m.weight is None else factor * m.weight
         offset = -m.running_mean * factor

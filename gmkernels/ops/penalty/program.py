@@ -71,8 +71,6 @@ class Program:
     constants: tuple[Make, ...]
     size: int
     output: int
-    wrapped: bool
-    """The critic is a single layer: read as the only one of a sequence."""
 
 
 def resolve(found: Any, kind: type[Value] | type[Known], values: Sequence[Any]) -> Any:

@@ -47,9 +47,8 @@ class _Reader:
     """
 
     def __init__(self, critic: nn.Module) -> None:
-        self.wrapped = plain_type(critic) in MODULES or hasattr(critic, "plain_forward")
-        critic = nn.Sequential(critic) if self.wrapped else critic
-        self.critic, self.graph = critic, _Tracer().trace(critic)
+        # Called by something else with one argument, its other arguments have their defaults.
+        self.critic, self.graph = critic, _Tracer().trace(nn.Sequential(critic))
         self.steps: list[Step | Make] = []
         self.active: dict[fx.Node, int] = {}
         self.looks: dict[fx.Node, int] = {}
@@ -64,8 +63,6 @@ class _Reader:
             try:
                 if node.op == "placeholder" and not self.active:
                     self.active[node] = self.value()
-                elif node.op == "placeholder" and not node.args:
-                    raise Unsupported("the critic takes more than one input")
                 elif node.op == "output":
                     output = self.active.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
                     if output is None:
@@ -79,7 +76,7 @@ class _Reader:
             except Unsupported as why:
                 raise Unsupported(f"{self.name(node)} {why}" if node.op.startswith("call") else str(why)) from None
         assert output is not None
-        return Program(tuple(self.steps), tuple(self.makes), self.size, output, self.wrapped)
+        return Program(tuple(self.steps), tuple(self.makes), self.size, output)
 
     def value(self) -> int:
         self.size += 1
@@ -108,17 +105,25 @@ class _Reader:
     def constant(self, node: fx.Node) -> None:
         place = len(self.makes)
         if node.op == "get_attr":
-            self.makes.append(Make(None, str(node.target), (), place))
-        elif node.op == "placeholder":  # an optional argument
-            self.makes.append(Make(_same, tuple(node.args), (), place))
+            self.makes.append(Make(None, _path(node), (), place))
         else:
             self.makes.append(self.make(node, self.constants, place))
         self.constants[node] = place
 
     def name(self, node: fx.Node) -> str:
         if node.op == "call_module":
-            return f"layer {str(node.target)!r} ({plain_type(self.critic.get_submodule(str(node.target))).__name__})"
+            where = f"layer {_path(node)!r}" if _path(node) else "the critic"
+            return f"{where} ({plain_type(self.layer(node)).__name__})"
         return f"{getattr(node.target, '__name__', node.target)}()"
+
+    def layer(self, node: fx.Node) -> nn.Module:
+        return self.critic.get_submodule(_path(node))
+
+    def in_place(self, node: fx.Node) -> bool:
+        """Whether a step changes its first argument itself."""
+        if node.op == "call_module":
+            return bool(getattr(self.layer(node), "inplace", False))
+        return node.target in OVERWRITING or bool(node.kwargs.get("inplace", False))
 
     def add(self, node: fx.Node, pieces: Sequence[Piece], *sources: fx.Node) -> None:
         """Append steps, each of the one before, the first of ``sources``. What nobody else reads may be overwritten."""
@@ -134,7 +139,7 @@ class _Reader:
 
     def node(self, node: fx.Node) -> None:
         first = node.args[0] if node.args else None
-        if _in_place(self.critic, node) and isinstance(first, fx.Node) and _shared(first):
+        if self.in_place(node) and isinstance(first, fx.Node) and _shared(first):
             raise Unsupported("overwrites what something else reads")
         if node.op == "call_module":
             return self.module(node)
@@ -166,7 +171,7 @@ class _Reader:
         return self.add(node, [(FUNCTIONS[node.target](*tail, **kwargs), ())], first)
 
     def module(self, node: fx.Node) -> None:
-        m = self.critic.get_submodule(str(node.target))
+        m = self.layer(node)
         if couples(m):
             raise Unsupported("couples the samples of a batch")
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
@@ -174,8 +179,7 @@ class _Reader:
         build = MODULES.get(plain_type(m))
         if build is None or len(node.args) != 1 or node.kwargs:
             raise Unsupported("has no rule")
-        layer = str(node.target)
-        pieces = [(rule, tuple(p.of(layer) for p in params)) for rule, params in build(m)]
+        pieces = [(rule, tuple(p.of(_path(node)) for p in params)) for rule, params in build(m)]
         self.add(node, pieces, node.args[0])  # type: ignore[arg-type]
 
     def join(self, node: fx.Node, tensors: Any, dim: Any = 0) -> None:
@@ -206,13 +210,6 @@ class _Reader:
         return self.add(node, [(rules.Scale(), params)], branch)  # type: ignore[arg-type]
 
 
-def _in_place(critic: nn.Module, node: fx.Node) -> bool:
-    """Whether a step changes its first argument itself."""
-    if node.op == "call_module":
-        return bool(getattr(critic.get_submodule(str(node.target)), "inplace", False))
-    return node.target in OVERWRITING or bool(node.kwargs.get("inplace", False))
-
-
 def _shared(node: fx.Node) -> bool:
     """Whether more than one step reads a tensor, by itself or as the view that it is."""
     while len(node.users) == 1 and node.target in (*VIEWS, torch.flatten, "flatten"):
@@ -224,8 +221,9 @@ def _method(name: str) -> Callable[..., Any]:
     return lambda t, *args, **kwargs: getattr(t, name)(*args, **kwargs)
 
 
-def _same(value: Any) -> Any:
-    return value
+def _path(node: fx.Node) -> str:
+    """Where a layer or parameter is in the critic; empty for itself."""
+    return str(node.target).partition(".")[2]
 
 
 def gather(program: Program, critic: nn.Module) -> list[tuple[Any, ...]]:
@@ -236,7 +234,7 @@ def gather(program: Program, critic: nn.Module) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     for step in program.steps:
         params = () if isinstance(step, Make) else step.params
-        read = [p.read(critic, program.wrapped) if isinstance(p, Attribute) else p for p in params]
+        read = [p.read(critic) if isinstance(p, Attribute) else p for p in params]
         found.append(tuple([resolve(p, Known, known) for p in read]))
     return found
 
