@@ -38,6 +38,7 @@ class Workshop:
         self.folder = folder
         for name in (
             "gmkernels",
+            "python",
             "csrc",
             "tests",
             "tools",
@@ -53,12 +54,12 @@ class Workshop:
                 shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.txt"))
             elif source.exists():
                 shutil.copyfile(source, folder / name)
-        self.proven: set[tuple[str, bool]] = set()
+        self.proven: set[tuple[str, bool, tuple[str, ...]]] = set()
 
     def run(self, command: list[str], timeout: float | None = None, **more: str) -> subprocess.CompletedProcess[str]:
         environment = {
             **os.environ,
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": f"{self.folder}{os.pathsep}{self.folder / 'python'}",
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
         }
@@ -81,13 +82,14 @@ class Workshop:
         where = self.run([sys.executable, "-c", "from gmkernels._lib import _cpu; print(_cpu.__file__)"]).stdout
         assert where.startswith(str(self.folder)), f"the tests would run another build: {where}"
 
-    def test(self, select: str, triton: bool) -> tuple[int, str]:
+    def test(self, select: str, triton: bool, only: tuple[str, ...]) -> tuple[int, str]:
         """Exit status of pytest, and the first test that failed."""
         folder = self.folder / "tests" / "ops"
         files = [f"tests/ops/{name}.py" for name in FIRST]
         files += sorted(
             f"tests/ops/{f.name}" for f in folder.glob("test_*.py") if f.stem not in (*FIRST, "test_triton")
         )
+        files = list(only) or files
         command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-k", select]
         more = {"GMKERNELS_REQUIRE": "cpu"}
         command += ["-m", "triton and not slow" if triton else "not slow"]
@@ -106,7 +108,7 @@ class Workshop:
 
     def prove(self, fault: Fault) -> None:
         """The tests of a fault pass as long as it is not there."""
-        key = (fault.select, fault.triton)
+        key = (fault.select, fault.triton, fault.tests)
         if key not in self.proven:
             status, where = self.test(*key)
             if status:
@@ -118,7 +120,7 @@ class Workshop:
         try:
             if fault.compiled:
                 self.build()
-            status, where = self.test(fault.select, fault.triton)
+            status, where = self.test(fault.select, fault.triton, fault.tests)
         finally:
             (self.folder / fault.file).write_text(before)
         return status != 0, where

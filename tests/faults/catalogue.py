@@ -6,6 +6,7 @@ from .chains import CHAINS
 from .convolution import CONVOLUTION
 from .gaussian import GAUSSIAN
 from .made import MADE
+from .metrics import METRICS
 from .patch import Fault
 from .penalty import PENALTY
 from .perceptron import PERCEPTRON
@@ -169,5 +170,6 @@ FAULTS = [
     *WAVENET,
     *PERCEPTRON,
     *MADE,
+    *METRICS,
     *PENALTY,
 ]

@@ -21,6 +21,7 @@ class Fault:
         old, new: the text and what it becomes; ``old`` must occur exactly once.
         select: the ``-k`` expression of the tests that have to see it.
         triton: a mistake of the Triton backend, whose tests run in the interpreter.
+        tests: the files of these tests; empty for all of tests/ops.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Fault:
     new: str
     select: str
     triton: bool = False
+    tests: tuple[str, ...] = ()
 
     @property
     def compiled(self) -> bool:

@@ -51,7 +51,10 @@ def test_the_wheel_holds_both_packages_the_cores_and_nothing_else(built: Built) 
     names = zipfile.ZipFile(built.wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gmkernels", "genmodels"}
     kept = {".py", ".so", ".typed"}
-    assert [name for name in names if ".dist-info" not in name and Path(name).suffix not in kept] == []
+    weights = {
+        f"genmodels/metrics/weights/{name}" for name in ("SHA256SUMS", "fashion28.safetensors", "mnist28.safetensors")
+    }
+    assert {name for name in names if ".dist-info" not in name and Path(name).suffix not in kept} == weights
     assert {"gmkernels/py.typed", "genmodels/py.typed", "gmkernels/__main__.py", "genmodels/cli.py"} <= set(names)
     assert sum(name.startswith("gmkernels/_lib/_cpu.") for name in names) == 1
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -101,6 +104,16 @@ print(native.cpu().isa(), *native.cpu().isas(), native.cpu().pool())
     assert isa in rest[:-1]
     assert rest[0] == "baseline"
     assert rest[-1] == "torch"
+
+
+def test_the_installed_extractors_have_their_weights(built: Built) -> None:
+    code = """
+import torch
+from genmodels import metrics
+for make in (metrics.fashion28, metrics.mnist28):
+    print(*make()(torch.zeros(2, 1, 28, 28)).shape)
+"""
+    assert python(built.site, code).split() == ["2", "128"] * 2
 
 
 def test_the_instruction_sets_are_those_of_the_machine(built: Built) -> None:
