@@ -147,9 +147,7 @@ def r1_penalty(
         SHARED
     """
     _samples("r1_penalty", "real", real)
-    gamma = _amount("r1_penalty", "gamma", gamma)
-    count = _count("r1_penalty", every)
-    return penalty("r1_penalty", critic, real.detach(), gamma / 2, 0.0, False, count, route, backend)
+    return _vanishing("r1_penalty", critic, real, gamma, every, route, backend)
 
 
 @_documented
@@ -169,9 +167,7 @@ def r2_penalty(
         SHARED
     """
     _samples("r2_penalty", "fake", fake)
-    gamma = _amount("r2_penalty", "gamma", gamma)
-    count = _count("r2_penalty", every)
-    return penalty("r2_penalty", critic, fake.detach(), gamma / 2, 0.0, False, count, route, backend)
+    return _vanishing("r2_penalty", critic, fake, gamma, every, route, backend)
 
 
 @_documented
@@ -270,6 +266,11 @@ def norm_penalty(g: Tensor, *, target: float = 1.0, one_sided: bool = False, bac
     """
     _samples("norm_penalty", "g", g)
     return library.norm_penalty(g, _amount("norm_penalty", "target", target), bool(one_sided), backend)
+
+
+def _vanishing(op: str, critic: Critic, x: Tensor, gamma: float, every: int, route: str, backend: str) -> Tensor:
+    weight = _amount(op, "gamma", gamma) / 2
+    return penalty(op, critic, x.detach(), weight, 0.0, False, _count(op, every), route, backend)
 
 
 def _samples(op: str, name: str, value: Tensor) -> None:
