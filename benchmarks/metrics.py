@@ -1,4 +1,4 @@
-"""The Fréchet distance of two sets of features, from their means and covariances on; all of it in float64.
+"""Fréchet distance of two sets of features: from their means and covariances on, all of it in float64.
 
 * ``gmkernels`` is ``genmodels.metrics``: a Cholesky factor, a product that knows what is triangular and symmetric, and
   the eigenvalues of a symmetric matrix; of fewer samples than features, the singular values of a product of samples;

@@ -1,4 +1,4 @@
-"""Virtual batch normalisation with the reference's statistics given: each example mixed with them, normalised, scaled.
+"""Virtual batch normalisation: each example mixed with given statistics of the reference, normalised, scaled.
 
 * ``eager`` is the strongest stock formulation: one pass for an example's mean and variance, the algebra of channels, and
   one multiply-add over the batch; on examples of one position, where their mean is the example itself, less still;

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.peers import fid as peers
 from genmodels import metrics
-from genmodels.data import mnist5k
+from genmodels.data import Batch, ImageDataset, mnist5k
 from genmodels.errors import CheckpointError, NonFiniteError
 from genmodels.metrics import FrechetDistance, frechet_distance, inception_score
 from genmodels.metrics.extractor import CHECKSUMS, WEIGHTS, read_weights
@@ -113,7 +113,8 @@ def test_what_it_must_notice_on_digits() -> None:
     """A missing class, blur and noise are each far above the distance of two honest halves of one data set."""
     data = mnist5k().splits["train"]
     order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(0))
-    real, fake, labels = data.x[order[:2000]], data.x[order[2000:]], data.y[order[2000:]]
+    order = order[:2400]
+    real, fake, labels = data.x[order[:1200]], data.x[order[1200:]], data.y[order[1200:]]
 
     def distance(images: Tensor) -> float:
         metric = FrechetDistance(metrics.mnist28())
@@ -129,14 +130,18 @@ def test_what_it_must_notice_on_digits() -> None:
     assert distance(_images(500)) > 50 * floor
 
 
-def _process(rank: int, file: str, few: bool) -> None:
+def _process(rank: int, file: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    n = 20 if few else 90
+    for n, cut in ((90, 12), (20, 5), (12, 5)):
+        _share(rank, n, cut)
+    dist.destroy_process_group()
+
+
+def _share(rank: int, n: int, cut: int) -> None:
+    """Shares of different sizes; alone and together above the number of features, or below."""
     a, b = _features(n, 16), _features(n, 16, shift=0.3, seed=1)
     metric = FrechetDistance()
     warnings.simplefilter("ignore")
-    # Shares of different sizes, one below the number of features.
-    cut = 5 if few else 12
     part = slice(0, cut) if rank == 0 else slice(cut, n)
     metric.update_features(a[part], real=True)
     metric.update_features(b[part], real=False)
@@ -144,12 +149,10 @@ def _process(rank: int, file: str, few: bool) -> None:
     assert (result.real, result.fake) == (n, n)
     assert abs(result.value - frechet_distance(a, b)) <= 1e-11 * result.value
     assert metric.state["real"].n < n
-    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("few", [False, True])
-def test_two_processes_add_their_sums(tmp_path: Path, few: bool) -> None:
-    mp.spawn(_process, (str(tmp_path / "store"), few), nprocs=2)
+def test_two_processes_add_their_sums(tmp_path: Path) -> None:
+    mp.spawn(_process, (str(tmp_path / "store"),), nprocs=2)
 
 
 def test_a_figure_names_what_it_was_taken_with() -> None:
@@ -287,7 +290,10 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 
 def test_the_shipped_script_trains_an_extractor_that_repeats_itself() -> None:
     data = mnist5k()
-    recipe = Recipe(epochs=1, batch=64, lr=3e-3)
+    x, y = data.splits["train"]
+    part = Batch(x[::4], y[::4])
+    data = ImageDataset("part", {"train": part, "valid": Batch(x[1:99:4], y[1:99:4]), "test": data.splits["test"]})
+    recipe = Recipe(epochs=2, batch=50, lr=3e-3)
     first, second = (train("mnist28", data, recipe, quiet=True) for _ in range(2))
-    assert accuracy(first, data.splits["test"]) > 0.85
+    assert accuracy(first, data.splits["test"]) > 0.8
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

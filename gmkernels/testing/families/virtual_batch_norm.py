@@ -58,6 +58,7 @@ _ERRORS = (
 
 
 def _row(variant: str, examples: float) -> OperatorRow:
+    mixed = variant == "mixed"
     return OperatorRow(
         name=f"virtual_batch_norm[{variant}]",
         operator="virtual_batch_norm",
@@ -66,20 +67,20 @@ def _row(variant: str, examples: float) -> OperatorRow:
         make=_make(examples),
         # (batch, channels, ...); 67 examples of one position are more than one piece, 131 positions more than one block
         sizes=(
-            *((2, 3, 2), (0, 3, 2), (1, 1), (4, 0, 3), (3, 2, 0), (5, 3), (2, 1, 1)),
-            *((67, 5), (3, 131), (2, 3, 17), (5, 2, 3, 5), (2, 3, 131)),
+            *((2, 3, 2), (0, 3, 2), (5, 3), (2, 3, 17)),
+            *(((1, 1), (4, 0, 3), (3, 2, 0), (2, 1, 1), (67, 5), (3, 131), (5, 2, 3, 5), (2, 3, 131)) if mixed else ()),
         ),
         ranks=(2, 3, 4),
         dynamic=((4, 3, 5), (7, 3, 6)),
-        errors=_ERRORS if variant == "mixed" else (),
+        errors=_ERRORS if mixed else (),
         limit=2048,
         differentiable=("x", "mean", "var", "weight", "bias"),
         order=2,
         part=narrow("x"),
         batched=("x",),
         same_bits=("y", "grad_x", "grad_mean", "grad_var", "grad_weight", "grad_bias"),
-        nonfinite=("x", "weight") if variant == "mixed" else (),
-        extremes=_extremes if variant == "mixed" else None,
+        nonfinite=("x", "weight") if mixed else (),
+        extremes=_extremes if mixed else None,
     )
 
 
