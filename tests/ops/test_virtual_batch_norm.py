@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -146,6 +147,23 @@ def test_a_penalty_on_each_examples_gradient_is_well_defined() -> None:
     virtual = VirtualBatch(nn.Sequential(layers[0], VirtualBatchNorm(8), *layers[1:]), torch.randn(6, 4)).double()
     together, alone = penalties(virtual)
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_penalty_takes_it_without_a_warning() -> None:
+    layers = nn.Linear(4, 8), VirtualBatchNorm(8), nn.Tanh(), nn.Linear(8, 1)
+    critic = VirtualBatch(nn.Sequential(*layers), torch.randn(6, 4)).double()
+    real, fake, key = torch.randn(5, 4, dtype=F64), torch.randn(5, 4, dtype=F64), gmk.random.key(seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", gmk.BatchCoupledWarning)
+        found = gmk.gradient_penalty(critic, real, fake, key=key)
+    x = gmk.random_interpolate(real, fake, key).detach().requires_grad_()
+    slope = torch.autograd.grad(critic(x).sum(), x, create_graph=True)[0].norm(dim=1)
+    expected = 10.0 * (slope - 1.0).square().mean()
+    torch.testing.assert_close(found, expected)
+    pairs = (torch.autograd.grad(value, critic.parameters(), allow_unused=True) for value in (found, expected))
+    for (name, _), a, b in zip(critic.named_parameters(), *pairs, strict=True):
+        if "3.bias" not in name:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [2, 64])
