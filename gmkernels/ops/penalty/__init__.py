@@ -116,7 +116,6 @@ def gradient_penalty(
     checks.shape(op, "fake", fake, real.shape)
     checks.same_dtype(op, real=real, fake=fake)
     checks.same_device(op, real=real, fake=fake)
-    real, fake = real.detach(), fake.detach()
     if eps is None:
         key = random.key(device=real.device) if key is None else key
         x = random_interpolate(real, fake, key, first=first, backend=backend)
@@ -124,7 +123,7 @@ def gradient_penalty(
         checks.floating(op, "eps", eps)
         if eps.numel() != len(real):
             raise ValueError(f"{op}: eps must have one number for each of {len(real)} samples, got {tuple(eps.shape)}")
-        x = torch.lerp(fake, real, eps.detach().to(real).reshape(-1, *[1] * (real.dim() - 1)))
+        x = torch.lerp(fake.detach(), real.detach(), eps.detach().to(real).reshape(-1, *[1] * (real.dim() - 1)))
     how = (_amount(op, "lambda_", lambda_), _amount(op, "target", target), bool(one_sided))
     return penalty(op, critic, x, *how, _count(op, every), route, backend)
 
@@ -226,7 +225,7 @@ def random_interpolate(a: Tensor, b: Tensor, key: Tensor, *, first: int = 0, bac
         backend: ``auto``, ``reference``, ``cpu`` or ``triton``.
 
     Returns:
-        The shape and dtype of ``a``, contiguous. Row-wise and bitwise reproducible. Not differentiable.
+        The shape and dtype of ``a``, contiguous. Row-wise and bitwise reproducible. No gradient flows to ``a`` and ``b``.
 
     Raises:
         TypeError, ValueError: an argument has an unsupported type, shape, dtype, device or range.
@@ -239,7 +238,7 @@ def random_interpolate(a: Tensor, b: Tensor, key: Tensor, *, first: int = 0, bac
     checks.same_dtype(op, a=a, b=b)
     checks.key(op, key, first)
     checks.same_device(op, a=a, b=b, key=key)
-    return library.random_interpolate(a, b, key, first, backend)
+    return library.random_interpolate(a.detach(), b.detach(), key, first, backend)
 
 
 def norm_penalty(g: Tensor, *, target: float = 1.0, one_sided: bool = False, backend: str = "auto") -> Tensor:
