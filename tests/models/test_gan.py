@@ -257,13 +257,16 @@ def test_what_goes_in_comes_out() -> None:
 def test_modes_are_counted_by_the_samples_near_them() -> None:
     density = DENSITIES["grid25"]()
     x = density.held_out(20_000)
-    kept, share = modes(x, density.centres(), density.std)  # type: ignore[attr-defined]
+    kept, share, overlap = modes(x, density.centres(), density.std)  # type: ignore[attr-defined]
     assert kept == 25
     assert share == pytest.approx(1 - math.exp(-4.5), abs=0.003)
+    assert 0.95 < overlap < share
     left = x[x[:, 0] < 3]
-    kept, share = modes(torch.cat([left, torch.full((len(left), 2), 1.0)]), density.centres(), density.std)  # type: ignore[attr-defined]
+    twice = torch.cat([left, torch.full((len(left), 2), 1.0)])
+    kept, share, overlap = modes(twice, density.centres(), density.std)  # type: ignore[attr-defined]
     assert kept == 20
     assert share == pytest.approx(0.5 * (1 - math.exp(-4.5)), abs=0.003)
+    assert overlap == pytest.approx(share, abs=1e-6), "half the samples on 20 modes leave none too full"
 
 
 def test_the_trained_discriminator_is_the_optimal_one() -> None:

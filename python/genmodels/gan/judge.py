@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,20 +68,30 @@ def _unit(x: Tensor, levels: int) -> Tensor:
     return x.float() / (levels - 1)
 
 
-def modes(x: Tensor, centres: Tensor, std: float) -> tuple[int, float]:
-    """How many modes of a mixture of round Gaussians samples (N, 2) keep, and their share of high quality.
+class Modes(NamedTuple):
+    """What a sample keeps of a mixture: modes, the share of high quality, and how evenly that is spread."""
 
-    A sample is of high quality if it lies within three deviations of the nearest centre (98.9 % of the mixture's own
-    do); a mode is kept if at least a tenth of its share, ``N / K``, of such samples are nearest to it.
+    kept: int
+    quality: float
+    overlap: float
+
+
+def modes(x: Tensor, centres: Tensor, std: float) -> Modes:
+    """What samples (N, 2) keep of a mixture of K equal round Gaussians.
+
+    A sample is of high ``quality`` if it lies within three deviations of the nearest centre (98.9 % of the mixture's own
+    do); a mode is ``kept`` if at least a tenth of its share, ``N / K``, of such samples are nearest to it; ``overlap``
+    is the sum over the modes of their shares of such samples, each counted up to ``1 / K``.
     """
     squared, nearest = (x.double()[:, None] - centres.double()).square().sum(2).min(1)
     good = squared <= (3 * std) ** 2
-    counts = nearest[good].bincount(minlength=len(centres))
-    return int((counts >= KEPT * len(x) / len(centres)).sum()), float(good.double().mean())
+    shares = nearest[good].bincount(minlength=len(centres)).double() / len(x)
+    full = 1 / len(centres)
+    return Modes(int((shares >= KEPT * full).sum()), float(good.double().mean()), float(shares.clamp(max=full).sum()))
 
 
 class VectorJudge:
-    """Sliced Wasserstein distance from a split of the data; of a mixture, the modes kept and the share of high quality."""
+    """Sliced Wasserstein distance from a split of the data; of a mixture also what :func:`modes` counts."""
 
     def __init__(self, dataset: Dataset, split: str, n: int) -> None:
         self.dataset, self.split = dataset, split
@@ -95,8 +105,9 @@ class VectorJudge:
         figures = {f"{self.split}_sliced_wasserstein": float(metrics.wasserstein(found, self.real))}
         centres: Any = getattr(self.dataset, "centres", None)
         if centres is not None:
-            kept, share = modes(found, centres(), self.dataset.std)  # type: ignore[attr-defined]
-            figures |= {f"{self.split}_modes": float(kept), f"{self.split}_high_quality": share}
+            kept, quality, overlap = modes(found, centres(), self.dataset.std)  # type: ignore[attr-defined]
+            names = ("modes", "high_quality", "overlap")
+            figures |= {f"{self.split}_{k}": v for k, v in zip(names, (float(kept), quality, overlap), strict=True)}
         return figures
 
 

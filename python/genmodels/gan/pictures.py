@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import pictures
 from ..data import Density
+from ..training import Best
 from .gan import GAN
 
 _PROGRESS = "progress"
@@ -84,9 +85,11 @@ def losses(path: Path, log: Sequence[Mapping[str, Any]], points: int = 200) -> N
     pictures.lines(path, {name: curve for name, curve in series.items() if curve}, x="step", y="loss")
 
 
-def figure(path: Path, log: Sequence[Mapping[str, Any]], metric: str, label: str) -> None:
-    """A figure of the evaluations against steps, its best marked."""
-    judged = [(line["step"], line[metric]) for line in log if line["event"] == "evaluate" and line.get(metric)]
-    best = min(judged, key=lambda point: point[1], default=None)
-    marks = {f"best: {best[1]:.3g}": best[0]} if best else {}
+def figure(path: Path, log: Sequence[Mapping[str, Any]], best: Best) -> None:
+    """The figure that decides which weights are best, against steps, with its best value marked."""
+    name, label = best.metric, best.metric.replace("_", " ")
+    judged = [(line["step"], line[name]) for line in log if line["event"] == "evaluate" and line.get(name) is not None]
+    choose = min if best.direction == "min" else max
+    top = choose(judged, key=lambda point: point[1], default=None)
+    marks = {f"best: {top[1]:.3g}": top[0]} if top else {}
     pictures.lines(path, {label: judged} if judged else {}, x="step", y=label, marks=marks)
