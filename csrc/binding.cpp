@@ -75,9 +75,9 @@ template <int (*Entry)(const gmk_penalty_args*)>
 void penalty(const py::tuple& size, py::handle a, py::handle b, Address weight, Address out, Address out_penalty,
              int64_t first, uint64_t seed, uint64_t offset, double target, bool one_sided) {
   const gmk_sizes z = sizes(size);
-  const gmk_penalty_args args{
-      z, rows(a), rows(b), at(weight), at(out), at(out_penalty), first, {int64_t(seed), int64_t(offset)},
-      target, one_sided};
+  const gmk_penalty_args args{z,       rows(a),         rows(b), at(weight),
+                              at(out), at(out_penalty), first,   {int64_t(seed), int64_t(offset)},
+                              target,  one_sided};
   run(Entry, args, z.batch * z.outer * z.inner);
 }
 
