@@ -14,6 +14,7 @@ from .. import pictures
 from ..data import Density
 from ..training import Best
 from .gan import GAN
+from .networks import batch_coupled
 
 _PROGRESS = "progress"
 
@@ -63,12 +64,21 @@ def plane(path: Path, model: GAN, density: Density, n: int = 5000) -> None:
     x, y = torch.linspace(left, right, 161), torch.linspace(bottom, top, 161)
     points = torch.stack([x.expand(161, -1), y[:, None].expand(-1, 161)], -1).view(-1, 2).to(model.device)
     with torch.no_grad():
-        # In batches as large as those of samples: minibatch discrimination sees each point among its neighbours.
-        score = torch.cat([model.critic()(model.inside(part)) for part in points.split(512)])
+        score = _scores(model, points, density.sample(480, torch.tensor([2, 2**62])).to(model.device))
     field = score.sigmoid() if model.bounded else (score - score.min()) / (score.max() - score.min()).clamp_min(1e-12)
     name = "D(x)" if model.bounded else "critic, from low to high"
     samples = {"data": density.held_out(n), "samples": model.sample(n, key=1).cpu()}
     pictures.plane(path, {name: field.view(161, 161).cpu()}, samples, density.box)
+
+
+def _scores(model: GAN, points: Tensor, company: Tensor) -> Tensor:
+    """The critic's scores of points: where samples of a batch see each other, of a few at a time among the data's."""
+    if not batch_coupled(model.discriminator):
+        return torch.cat([model.critic()(model.inside(part)) for part in points.split(4096)])
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0)).to(points.device)
+    mixed = [torch.cat([part, company]) for part in points[order].split(32)]
+    found = [model.critic()(model.inside(batch))[: len(batch) - len(company)] for batch in mixed]
+    return torch.cat(found)[order.argsort()]
 
 
 def losses(path: Path, log: Sequence[Mapping[str, Any]], points: int = 200) -> None:
