@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import gmkernels as gmk
 from genmodels import data
 from genmodels.cli import main
 from genmodels.data import Batch, ImageDataset
@@ -97,14 +98,106 @@ def test_codes_do_not_depend_on_the_batch_and_go_back_to_images() -> None:
         model.encode(torch.zeros(2, 1, 4, 4))
 
 
-def test_what_is_of_a_discriminator_of_images_alone_is_refused(
+def _losses_at(model: BiGAN, x: torch.Tensor, z: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.noise = lambda n: z  # type: ignore[assignment, method-assign]
+    return model.losses(Batch(model.outside(x)), "critic")
+
+
+@pytest.mark.parametrize("penalty", ["r1", "r2"])
+def test_a_penalty_is_by_both_halves_of_the_right_pairs(penalty: str) -> None:
+    model = BiGAN((1, 8, 8), **SMALL, norm="none", penalty=penalty, penalty_weight=3.0).double()  # type: ignore[arg-type]
+    x, z = model.inside(_images(5)), model.noise(5, 4)
+    pair = (x, model.encoder(x)) if penalty == "r1" else (model.generator(z), z)
+    halves = [half.detach().requires_grad_() for half in pair]
+    grads = torch.autograd.grad(model.discriminator(*halves).sum(), halves, create_graph=True)
+    by_x, by_z = (grad.flatten(1).square().sum(1).mean() for grad in grads)
+    assert min(float(by_x.detach()), float(by_z.detach())) > 0
+    found = _losses_at(model, x, z)
+    torch.testing.assert_close(found["penalty"], 1.5 * (by_x + by_z))
+    parameters = list(model.discriminator.trunk.parameters())
+    wanted = torch.autograd.grad(1.5 * (by_x + by_z), parameters, allow_unused=True, materialize_grads=True)
+    got = torch.autograd.grad(found["penalty"], parameters, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(got, wanted)
+    model.penalty = "none"
+    torch.testing.assert_close(found["loss"] - found["penalty"], _losses_at(model, x, z)["loss"])
+
+
+def test_the_gradient_penalty_is_zero_of_a_critic_of_slope_one_on_pairs() -> None:
+    model = BiGAN((1, 8, 8), **SMALL, norm="none", penalty="gradient").double()
+    slope = torch.randn(64 + 3, dtype=torch.float64)
+    slope /= slope.norm()
+
+    class Plane(torch.nn.Module):
+        def forward(self, x: torch.Tensor, z: torch.Tensor | None = None) -> torch.Tensor:
+            return (x if z is None else torch.cat([x.flatten(1), z], 1)) @ slope
+
+    model.discriminator = Plane()
+    x, z = model.inside(_images(5)), model.noise(5, 4)
+    assert float(_losses_at(model, x, z)["penalty"]) < 1e-20
+    model.penalty = "dragan"
+    assert float(_losses_at(model, x, z)["penalty"]) < 1e-20
+    slope.mul_(3)
+    torch.testing.assert_close(_losses_at(model, x, z)["penalty"], torch.tensor(40.0, dtype=torch.float64))
+
+
+def test_minibatch_discrimination_lets_a_score_see_the_other_pairs() -> None:
+    plain, model = BiGAN((1, 8, 8), **SMALL).double(), BiGAN((1, 8, 8), **SMALL, minibatch=4).double()
+    x, z = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    z.requires_grad_()
+    for of, sees in ((plain, False), (model, True)):
+        (grad,) = torch.autograd.grad(of.discriminator(x, z)[0], z)
+        assert float(grad[0].abs().max()) > 0
+        assert (float(grad[1:].abs().amax(1).min()) > 0) == sees
+    # What is compared are features of pairs, not of images: with all images alike the codes still tell.
+    (grad,) = torch.autograd.grad(model.discriminator(x[:1].expand(6, -1, -1, -1), z)[0], z)
+    assert float(grad[1:].abs().amax(1).min()) > 0
+    # Real pairs and made ones are batches of their own.
+    assert model.least == 2
+    with pytest.raises(ValueError, match=r"a batch of 1 is too small"):
+        model.losses(Batch(_images(1)), "critic")
+    with pytest.warns(gmk.BatchCoupledWarning, match="MinibatchDiscrimination"):
+        BiGAN((1, 8, 8), **SMALL, minibatch=4, penalty="r1")
+
+
+def test_virtual_batch_norm_lets_no_pair_see_another_but_all_see_the_reference() -> None:
+    reference = 2 * torch.rand(7, 1, 8, 8) - 1
+    options = {**SMALL, "norm": "virtual", "critic_norm": "virtual", "penalty": "gradient"}
+    model = BiGAN((1, 16, 16), **options, reference=2 * torch.rand(7, 1, 16, 16) - 1)  # type: ignore[arg-type]
+    x, z = torch.rand(6, 1, 16, 16), torch.randn(6, 3)
+    for network, args in ((model.generator, (z,)), (model.encoder, (x,)), (model.discriminator, (x, z))):
+        whole = network(*args)
+        # In training, where batch norm would mix the examples.
+        torch.testing.assert_close(network(*(a[2:4] for a in args)), whole[2:4], rtol=1e-4, atol=1e-5)
+        references = [buffer for name, buffer in network.named_buffers() if name.endswith("reference")]
+        assert len(references) == 1
+        references[0].mul_(0.3).add_(0.4)
+        assert float((network(*args) - whole).detach().abs().max()) > 1e-5
+    assert {"generator.reference", "encoder.reference", "discriminator.trunk.reference"} < set(model.state_dict())
+    for part in ("critic", "generator"):
+        model.losses(Batch(torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8)), part)["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters())
+    BiGAN((1, 8, 8), **SMALL, critic_norm="virtual", reference=reference)
+    with pytest.raises(ValueError, match=r"needs a reference batch of images, got None"):
+        BiGAN((1, 8, 8), **SMALL, norm="virtual")
+
+
+def test_the_recipe_passes_the_techniques_on_and_refuses_other_networks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for options in ({"penalty": "r1"}, {"norm": "virtual"}):
-        with pytest.raises(ValueError, match="not offered"):
-            BiGAN((1, 8, 8), **SMALL, **options)  # type: ignore[arg-type]
-    assert main(["train", "bigan", "--data", "digits", "--penalty", "r1", "--out", str(tmp_path / "a")]) == 1
-    assert "a BiGAN, whose discriminator sees pairs, does not offer --penalty" in capsys.readouterr().err
+    recipe = BiGANRecipe(
+        data="digits", width=4, latents=3, hidden=(8,), minibatch=5, norm="virtual", penalty="r1", penalty_weight=2.0
+    )
+    dataset = recipe.dataset()
+    with pytest.warns(gmk.BatchCoupledWarning):
+        model = recipe.build(dataset)
+    assert isinstance(model, BiGAN)
+    assert (model.penalty, model.penalty_weight) == ("r1", 2.0)
+    assert model.discriminator.head[0].layer.num_kernels == 5  # type: ignore[index, union-attr]
+    reference = model.encoder.reference
+    assert isinstance(reference, torch.Tensor)
+    assert (float(reference.amin()), float(reference.amax())) == (-1.0, 1.0)
+    assert main(["train", "bigan", "--data", "digits", "--network", "mlp", "--out", str(tmp_path / "a")]) == 1
+    assert "does not offer --network mlp" in capsys.readouterr().err
     assert main(["train", "bigan", "--data", "moons", "--out", str(tmp_path / "b")]) == 1
     assert "a BiGAN is of images, and 'moons' is none of them" in capsys.readouterr().err
 

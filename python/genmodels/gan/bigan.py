@@ -4,6 +4,7 @@ Dumoulin et al., "Adversarially learned inference", 2017)."""
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,22 +16,34 @@ import gmkernels as gmk
 
 from ..training import Part
 from .gan import GAN, wide
-from .networks import ConvGenerator, Norm, conv_trunk, initialise
+from .networks import REFERENCES, Closeness, ConvGenerator, Norm, conv_trunk, initialise
 
 
 class PairDiscriminator(nn.Module):
     """The score (B,) of images x and latents z together: the features of each, side by side, through a perceptron.
 
     Args:
+        shape: of x without the batch.
         trunk: images to features (B, features).
         features: their number.
         latents: size of z.
         hidden: units of the layers that z alone, and then both, go through.
         dropout: probability for the features of x, and of both, in training.
+        minibatch: closeness features of the pairs' last features that the score is made of beside them; 0 for none.
     """
 
-    def __init__(self, trunk: nn.Module, features: int, latents: int, hidden: int = 512, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        trunk: nn.Module,
+        features: int,
+        latents: int,
+        hidden: int = 512,
+        dropout: float = 0.0,
+        minibatch: int = 0,
+    ) -> None:
         super().__init__()
+        self.shape = tuple(shape)
 
         def layer(inputs: int) -> list[nn.Module]:
             return [nn.Linear(inputs, hidden), nn.LeakyReLU(0.2), *([nn.Dropout(dropout)] if dropout else [])]
@@ -38,13 +51,18 @@ class PairDiscriminator(nn.Module):
         self.trunk = trunk
         self.code = nn.Sequential(*layer(latents))
         self.joint = nn.Sequential(*layer(features + hidden))
-        self.head = nn.Linear(hidden, 1)
+        close = [Closeness(hidden, minibatch)] if minibatch else []
+        self.head = nn.Sequential(*close, nn.Linear(hidden + minibatch, 1))
 
     def features(self, x: Tensor, z: Tensor) -> Tensor:
         """What the last hidden layer makes of pairs: (B, hidden)."""
         return self.joint(torch.cat([self.trunk(x), self.code(z)], 1))
 
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """The score of x (B, *shape) and z (B, latents), or of pairs in one tensor (B, pixels + latents), x first."""
+        if z is None:
+            pixels = math.prod(self.shape)
+            x, z = x[:, :pixels].unflatten(1, self.shape), x[:, pixels:]
         return self.head(self.features(x, z)).squeeze(1)
 
 
@@ -60,17 +78,26 @@ class BiGAN(GAN):
     At the optimum the two laws of pairs are one and E is the inverse of G almost everywhere (theorem 2). The networks are
     those of :class:`DCGAN`; E is the mirror of G with a linear map to z.
 
+    A penalty is on the gradient of the score by x and z together, since a pair is what the critic is a function of (as
+    the penalties of Gulrajani et al. 2017, equation 3, and Mescheder et al. 2018, section 4.1, are by the critic's whole
+    input): ``gradient`` on the straight lines from (G(z), z) to (x, E(x)), one epsilon for both halves, ``r1`` at (x,
+    E(x)), ``r2`` at (G(z), z), ``dragan`` round (x, E(x)).
+
     Args:
         shape: (channels, height, width) with sides that halve evenly to 4 to 7 pixels.
         latents: size of z, standard normal; 50 in the paper for 28x28.
         width: channels of the largest inner images.
-        norm: of generator and encoder, ``batch``, ``layer`` or ``none``; ``critic_norm`` of the discriminator.
+        norm: of generator and encoder, ``batch``, ``layer``, ``virtual`` or ``none``; ``critic_norm`` of the
+            discriminator's convolutions.
         hidden: units of the discriminator's layers after the convolutions.
         dropout: of the discriminator.
-        options: see :class:`GAN`; penalties are of a discriminator of images alone, and not offered.
+        minibatch: closeness features of the discriminator's features of pairs (Salimans et al. 2016, section 3.2).
+        reference: images, in [-1, 1], by which virtual batch norm in encoder and discriminator normalises; that of the
+            generator is noise.
+        options: see :class:`GAN`.
 
     Raises:
-        ValueError: sizes that do not fit the networks, or an option that is not offered.
+        ValueError: sizes that do not fit the networks, or virtual batch norm without a reference.
     """
 
     def __init__(
@@ -83,24 +110,33 @@ class BiGAN(GAN):
         critic_norm: Norm = "none",
         hidden: int = 512,
         dropout: float = 0.0,
+        minibatch: int = 0,
+        reference: Tensor | None = None,
         **options: Any,
     ) -> None:
-        if "virtual" in (norm, critic_norm):
-            raise ValueError("BiGAN: virtual batch norm needs a reference batch of pairs, which is not offered")
         shape = tuple(shape)
+
+        def referring(network: nn.Module, kind: Norm, batch: Tensor | None) -> nn.Module:
+            if kind != "virtual":
+                return network
+            if batch is None:
+                raise ValueError("BiGAN: virtual batch norm needs a reference batch of images, got None")
+            return gmk.nn.VirtualBatch(network, batch)
+
         generator = ConvGenerator(shape, latents, width, norm)
         trunk, features = conv_trunk(shape, width, critic_norm, dropout)
-        discriminator = PairDiscriminator(trunk, features, latents, hidden, dropout)
-        super().__init__(shape, latents=latents, generator=generator, discriminator=discriminator, **options)
-        if self.penalty != "none":
-            raise ValueError("BiGAN: a penalty is of a discriminator of images alone, and not offered")
+        trunk_ = referring(trunk, critic_norm, reference)
+        discriminator = PairDiscriminator(shape, trunk_, features, latents, hidden, dropout, minibatch)
+        noise = torch.randn(REFERENCES, latents) if norm == "virtual" else None
+        made: dict[str, Any] = {"generator": referring(generator, norm, noise), "discriminator": discriminator}
+        super().__init__(shape, latents=latents, **made, **options)
         eyes, features = conv_trunk(shape, width, norm)
-        self.encoder = nn.Sequential(eyes, nn.Linear(features, latents))
-        for network in (generator, discriminator, self.encoder):
+        self.encoder = referring(nn.Sequential(eyes, nn.Linear(features, latents)), norm, reference)
+        for network in (self.generator, discriminator, self.encoder):
             initialise(network)
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.techniques.historical:
-            both = [*generator.parameters(), *self.encoder.parameters()]
+            both = [*self.generator.parameters(), *self.encoder.parameters()]
             self.history["generator"] = gmk.nn.HistoricalAverage(both)
             self.history["critic"] = gmk.nn.HistoricalAverage(discriminator)
 
@@ -108,7 +144,12 @@ class BiGAN(GAN):
         z = self.noise(len(real))
         with torch.no_grad():
             fake, code = self.generator(z), self.encoder(real)
-        return self.judge(wide(self.discriminator(real, code)), wide(self.discriminator(fake, z)))
+        found = self.judge(wide(self.discriminator(real, code)), wide(self.discriminator(fake, z)))
+        if self.penalty != "none":
+            pairs = (torch.cat([x.flatten(1), code], 1) for x, code in ((real, code.to(real)), (fake.to(real), z)))
+            found["penalty"] = self.penalise(*pairs)
+            found["loss"] = found["loss"] + found["penalty"]
+        return found
 
     def generator_losses(self, real: Tensor) -> dict[str, Tensor]:
         z = self.noise(len(real))

@@ -25,8 +25,7 @@ from .recipe import GANRecipe
 class BiGANRecipe(GANRecipe):
     """BiGAN (Donahue et al. 2017): a generator and the encoder that inverts it, judged as pairs. Of images.
 
-    The networks are convolutional. Penalties and minibatch discrimination are of a discriminator of images alone, and not
-    offered.
+    The networks are convolutional.
     """
 
     summary: ClassVar[str] = "GAN with an encoder that inverts the generator (Donahue et al. 2017), images"
@@ -47,22 +46,23 @@ class BiGANRecipe(GANRecipe):
 
     def options(self, dataset: Dataset) -> dict[str, Any]:
         refused = {
-            "--penalty": self.penalty not in (None, "none"),
-            "--minibatch": bool(self.minibatch),
             "--critic-width": self.critic_width is not None,
             "--network mlp": self.network == "mlp",
         }
         if any(refused.values()):
             names = ", ".join(name for name, given in refused.items() if given)
-            raise DataError(f"a BiGAN, whose discriminator sees pairs, does not offer {names}")
+            raise DataError(f"a BiGAN, whose networks are convolutional and of one width, does not offer {names}")
         if len(self.hidden) != 1:
             raise DataError(f"--hidden of a BiGAN is one number, got {len(self.hidden)}")
         found = super().options(dataset)
-        return {name: found[name] for name in ("levels", "saturating", "techniques") if name in found} | {
+        norm, critic_norm = self.norm or "batch", self.critic_norm or "none"
+        return found | {
             "latents": self.latents or self.latent_default,
             "width": self.width,
-            "norm": self.norm or "batch",
-            "critic_norm": self.critic_norm or "none",
+            "norm": norm,
+            "critic_norm": critic_norm,
+            "minibatch": self.minibatch,
+            "reference": self.reference(dataset) if "virtual" in (norm, critic_norm) else None,
             "hidden": self.hidden[0],
             "dropout": self.dropout,
         }
