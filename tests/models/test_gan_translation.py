@@ -89,7 +89,7 @@ def test_networks_say_what_sizes_they_take() -> None:
     assert PatchGAN(1, width=2, layers=2)(torch.zeros(2, 1, 12, 12)).shape == (2, 1, 1, 1)
     with pytest.raises(ValueError, match=r"multiples of 4, at least 8; got 10x12"):
         ResidualTranslator(1, 1, width=2, blocks=1)(torch.zeros(1, 1, 10, 12))
-    with pytest.raises(ValueError, match=r"norm must be instance, batch or none, got 'layer'"):
+    with pytest.raises(ValueError, match=r"norm must be instance, batch, virtual or none, got 'layer'"):
         PatchGAN(1, norm="layer")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"height and width must be multiples of 4, got 30x30"):
         CycleGAN((1, 30, 30))

@@ -29,6 +29,8 @@ from tests.streams import Stopping
             layers=1,
             pool=6,
             historical=0.1,
+            norm="virtual",
+            minibatch=2,
         ),
     ],
     ids=["pix2pix", "cyclegan"],
@@ -63,13 +65,13 @@ def _png(path: Path) -> bool:
     [
         (
             "pix2pix",
-            ["--width", "4"],
+            ["--width", "4", "--norm", "virtual"],
             ("translations", "noise", "loss"),
             {"test_l1", "test_l1_mean_image", "test_frechet"},
         ),
         (
             "cyclegan",
-            ["--domains", "3", "8", "--width", "2", "--blocks", "1", "--layers", "1"],
+            ["--domains", "3", "8", "--width", "2", "--blocks", "1", "--layers", "1", "--minibatch", "2"],
             ("cycles", "loss"),
             {
                 "test_cycle_l1_x",

@@ -3,16 +3,16 @@ cycle-consistent adversarial networks", 2017."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import gmkernels as gmk
 
 from ..data import Batch
-from .pix2pix import Translator
+from .pix2pix import Translator, by_reference
 from .pool import ImagePool
 from .techniques import Techniques
 from .translators import Norm, PatchGAN, ResidualTranslator
@@ -48,15 +48,19 @@ class CycleGAN(Translator):
         width: channels of the first layers; 64 in the paper.
         blocks: residual blocks of a generator; 6 in the paper for 128x128, 9 for 256x256.
         layers: convolutions of stride 2 of a critic; 3 (70x70 patches) in the paper.
-        norm: ``instance``, ``batch`` or ``none``.
+        norm: ``instance``, ``batch``, ``virtual`` or ``none``.
         cycle: weight of the cycle; 10 in the paper.
         identity: weight, relative to ``cycle``, of leaving alone what is of the other domain already; 0.5 in the paper
             where colours matter, 0 elsewhere.
         pool: images that each pool keeps; 0 for none.
+        minibatch: closeness features of the critics' minibatch discrimination; see :class:`PatchGAN`.
+        reference: images of X and of Y by which virtual batch norm normalises, each network by those of the domain that
+            it is shown.
         levels, techniques: see :class:`genmodels.gan.Translator`.
 
     Raises:
-        ValueError: the sizes do not fit the networks, or a weight is negative.
+        ValueError: the sizes do not fit the networks, a weight is negative, or there is no reference for virtual batch
+            norm.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class CycleGAN(Translator):
         cycle: float = 10.0,
         identity: float = 0.0,
         pool: int = 50,
+        minibatch: int = 0,
+        reference: tuple[Tensor, Tensor] | None = None,
         levels: int = 256,
         techniques: Techniques | None = None,
     ) -> None:
@@ -82,11 +88,16 @@ class CycleGAN(Translator):
         channels = shape[0]
         self.to_y = ResidualTranslator(channels, channels, width=width, blocks=blocks, norm=norm)
         self.to_x = ResidualTranslator(channels, channels, width=width, blocks=blocks, norm=norm)
-        self.critic_x = PatchGAN(channels, width=width, layers=layers, norm=norm)
-        self.critic_y = PatchGAN(channels, width=width, layers=layers, norm=norm)
+        self.critic_x = PatchGAN(channels, width=width, layers=layers, norm=norm, minibatch=minibatch)
+        self.critic_y = PatchGAN(channels, width=width, layers=layers, norm=norm, minibatch=minibatch)
+        self.refer(norm, reference, self.shape, self.shape)
         self.pool_x, self.pool_y = ImagePool(pool, shape), ImagePool(pool, shape)
         self.remember(critic=[self.critic_x, self.critic_y], generator=[self.to_x, self.to_y])
 
+    def references(self, x: Tensor, y: Tensor) -> Mapping[nn.Module, Tensor]:
+        return {self.to_y: x, self.critic_x: x, self.to_x: y, self.critic_y: y}
+
+    @by_reference
     def losses(self, batch: Batch, part: str, key: Tensor | int | None = None) -> dict[str, Tensor]:
         """The loss of ``part``, ``critic`` or ``generator``, and what it is made of.
 
@@ -136,6 +147,7 @@ class CycleGAN(Translator):
         return gmk.feature_matching_loss(wanted, critic.features(made))
 
     @torch.no_grad()
+    @by_reference
     def translate(self, images: Tensor, to: str = "y") -> Tensor:
         """Images (B, *shape) of the other domain as images in [0, 1] of domain ``to``, ``x`` or ``y``."""
         if to not in ("x", "y"):
@@ -144,6 +156,7 @@ class CycleGAN(Translator):
         return self.outside(network(self.inside(images, self.shape, "images")))
 
     @torch.no_grad()
+    @by_reference
     def round_trip(self, x: Tensor, y: Tensor) -> Cycle:
         """Both ways there and back."""
         x, y = self.inside(x, self.shape, "x"), self.inside(y, self.shape, "y")

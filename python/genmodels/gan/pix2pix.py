@@ -3,7 +3,10 @@ adversarial networks", 2017."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,19 @@ from ..data import Batch
 from ..model import Model
 from .techniques import Techniques
 from .translators import Norm, PatchGAN, UNet, halvings
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def by_reference(method: Method) -> Method:
+    """A method of a :class:`Translator` during which virtual batch norm has the statistics of the reference images."""
+
+    @functools.wraps(method)
+    def referring(self: Translator, *args: Any, **kwargs: Any) -> Any:
+        with self.referring():
+            return method(self, *args, **kwargs)
+
+    return cast(Method, referring)
 
 
 class Translator(Model):
@@ -31,6 +47,39 @@ class Translator(Model):
             raise ValueError(f"{type(self).__name__}: levels must be at least 2, got {levels}")
         self.levels, self.techniques = levels, techniques or Techniques()
         self.history = nn.ModuleDict()
+        self.register_buffer("reference_x", None)
+        self.register_buffer("reference_y", None)
+
+    reference_x: Tensor | None
+    reference_y: Tensor | None
+
+    def refer(self, norm: Norm, reference: tuple[Tensor, Tensor] | None, *shapes: Sequence[int]) -> None:
+        """Keep the images x and y by which virtual batch norm normalises. They belong to the state_dict.
+
+        Raises:
+            ValueError: there are none, or they have other shapes than the model's.
+        """
+        if norm != "virtual":
+            return
+        if reference is None:
+            raise ValueError(f"{type(self).__name__}: virtual batch norm needs reference images x and y, got None")
+        self.reference_x, self.reference_y = (
+            self.inside(images, shape, f"reference {name}")
+            for name, images, shape in zip("xy", reference, shapes, strict=True)
+        )
+
+    def references(self, x: Tensor, y: Tensor) -> Mapping[nn.Module, Tensor]:
+        """The networks, each with what it sees of reference images."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def referring(self) -> Iterator[None]:
+        """Networks with virtual batch norm can be called inside: the reference goes once through each."""
+        with contextlib.ExitStack() as stack:
+            if self.reference_x is not None and self.reference_y is not None:
+                for network, reference in self.references(self.reference_x, self.reference_y).items():
+                    stack.enter_context(gmk.nn.virtual_batch(network, reference))
+            yield
 
     def remember(self, **parts: Sequence[nn.Module]) -> None:
         """Keep the historical averages of the networks of each part, if the techniques want them."""
@@ -93,14 +142,17 @@ class Pix2Pix(Translator):
         width: channels of the first layers of both networks; 64 in the paper.
         depth: halvings of the U-Net; as many as the size allows, 8 at the most, if None.
         layers: convolutions of stride 2 of the critic; 3 (70x70 patches) in the paper, for images of 256x256.
-        norm: ``batch`` or ``instance`` (what the paper's batches of one image amount to), or ``none``.
+        norm: ``batch`` or ``instance`` (what the paper's batches of one image amount to), ``virtual`` or ``none``.
         dropout: of the first layers of the decoder; the only noise.
         l1: weight of the distance to the target; 100 in the paper.
         adversarial: weight of the critic's verdict; with 0 there is nothing but the distance, and no critic.
+        minibatch: closeness features of the critic's minibatch discrimination; see :class:`PatchGAN`.
+        reference: inputs and their targets, as many of each, by which virtual batch norm normalises: the generator by the
+            inputs (without noise), the critic by the pairs.
         levels, techniques: see :class:`Translator`.
 
     Raises:
-        ValueError: the sizes differ, or do not fit the networks.
+        ValueError: the sizes differ, or do not fit the networks; or there is no reference for virtual batch norm.
     """
 
     def __init__(
@@ -115,6 +167,8 @@ class Pix2Pix(Translator):
         dropout: float = 0.5,
         l1: float = 100.0,
         adversarial: float = 1.0,
+        minibatch: int = 0,
+        reference: tuple[Tensor, Tensor] | None = None,
         levels: int = 256,
         techniques: Techniques | None = None,
     ) -> None:
@@ -135,12 +189,22 @@ class Pix2Pix(Translator):
             )
         self.generator = UNet(input_shape[0], shape[0], depth=depth, width=width, norm=norm, dropout=dropout)
         self.critic = (
-            PatchGAN(input_shape[0] + shape[0], width=width, layers=layers, norm=norm) if adversarial else None
+            PatchGAN(input_shape[0] + shape[0], width=width, layers=layers, norm=norm, minibatch=minibatch)
+            if adversarial
+            else None
         )
+        self.refer(norm, reference, self.input_shape, self.shape)
         self.remember(generator=[self.generator])
         if self.critic is not None:
             self.remember(critic=[self.critic])
 
+    def references(self, x: Tensor, y: Tensor) -> Mapping[nn.Module, Tensor]:
+        seen: dict[nn.Module, Tensor] = {self.generator: x}
+        if self.critic is not None:
+            seen[self.critic] = torch.cat([x, y], 1)
+        return seen
+
+    @by_reference
     def losses(self, batch: Batch, part: str = "generator", key: Tensor | int | None = None) -> dict[str, Tensor]:
         """The loss of ``part``, ``critic`` or ``generator``, and what it is made of.
 
@@ -180,6 +244,7 @@ class Pix2Pix(Translator):
         return self.held(found, part)
 
     @torch.no_grad()
+    @by_reference
     def translate(self, x: Tensor, key: Tensor | int | None = None, *, noise: bool = True, first: int = 0) -> Tensor:
         """Translations (B, *shape) in [0, 1] of inputs (B, *input_shape).
 

@@ -30,12 +30,21 @@ def _images(found: Dataset, model: str) -> ImageDataset:
     return found
 
 
+_REFERENCES = 16
+"""Images of a reference batch: of each there are as many values of a channel as it has pixels."""
+
+
+def _pick(among: int, n: int) -> Tensor:
+    """Indices of ``n`` things, or all, from the first to the last at equal steps."""
+    return torch.linspace(0, among - 1, min(n, among)).round().long()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _TranslationRecipe(Recipe):
     """What both models share."""
 
     norm: Norm = "instance"
-    """Of all networks: instance, batch or none."""
+    """Of all networks: instance, batch, virtual or none."""
     layers: int = 1
     """Stride-2 convolutions of a critic: 1, 2, 3 judge patches of 16, 34, 70 pixels; 3 in the papers, for 256x256."""
     betas: tuple[float, float] = (0.5, 0.999)
@@ -46,10 +55,18 @@ class _TranslationRecipe(Recipe):
     """Weight of the squared distance of the weights from their average over the updates so far."""
     label_smoothing: float = 0.0
     """What is taken off the target 1 of real images."""
+    minibatch: int = 0
+    """Closeness features of the critics' minibatch discrimination; 0 for none."""
 
     def techniques(self) -> Techniques:
         names = ("feature_matching", "historical", "label_smoothing")
         return Techniques(**{name: getattr(self, name) for name in names})
+
+    def reference(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Training images for virtual batch norm, if that is wanted: from all over the data, where neighbours are alike."""
+        if self.norm != "virtual" or y is None:
+            return None
+        return x[_pick(len(x), _REFERENCES)], y[_pick(len(y), _REFERENCES)]
 
     def part(self, model: Translator, name: str, *networks: nn.Module) -> Part:
         parameters = [p for network in networks for p in network.parameters()]
@@ -86,8 +103,8 @@ class Pix2PixRecipe(_TranslationRecipe):
 
     def build(self, dataset: Dataset) -> Pix2Pix:
         pairs = cast(PairDataset, dataset)
-        names = ("width", "depth", "layers", "norm", "dropout", "l1", "adversarial")
-        options = {name: getattr(self, name) for name in names}
+        names = ("width", "depth", "layers", "norm", "dropout", "l1", "adversarial", "minibatch")
+        options = {name: getattr(self, name) for name in names} | {"reference": self.reference(*pairs.splits["train"])}
         return Pix2Pix(pairs.input_shape, pairs.shape, levels=pairs.levels, techniques=self.techniques(), **options)
 
     def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
@@ -153,7 +170,7 @@ def _spread(pairs: PairDataset, n: int) -> tuple[Tensor, Tensor]:
     """``n`` test pairs from all over the split: neighbours in it are alike."""
     x, y = pairs.splits["test"]
     assert y is not None
-    pick = torch.linspace(0, len(x) - 1, min(n, len(x))).round().long()
+    pick = _pick(len(x), n)
     return x[pick], y[pick]
 
 
@@ -187,8 +204,8 @@ class CycleGANRecipe(_TranslationRecipe):
 
     def build(self, dataset: Dataset) -> CycleGAN:
         both = cast(UnpairedDataset, dataset)
-        names = ("width", "blocks", "layers", "norm", "cycle", "identity", "pool")
-        options = {name: getattr(self, name) for name in names}
+        names = ("width", "blocks", "layers", "norm", "cycle", "identity", "pool", "minibatch")
+        options = {name: getattr(self, name) for name in names} | {"reference": self.reference(*both.splits["train"])}
         return CycleGAN(both.shape, levels=both.levels, techniques=self.techniques(), **options)
 
     def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:

@@ -7,25 +7,31 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import gmkernels as gmk
 
-from .networks import initialise
+from .networks import Closeness, initialise
 
-Norm = Literal["instance", "batch", "none"]
+Norm = Literal["instance", "batch", "virtual", "none"]
 
 _MOST = 8
 """The widest layers have so many times the channels of the first."""
+_GRID = 4
+"""Cells a side over which a critic's features are averaged to compare images."""
 
 
 def normalisation(norm: Norm, channels: int) -> nn.Module:
-    """Batch norm with learned scales, or instance norm without, as the two papers have them."""
+    """Batch norm with learned scales, or instance norm without, as the two papers have them; or virtual batch norm, whose
+    network is then called within :func:`gmkernels.nn.virtual_batch`."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     if norm == "instance":
         return nn.InstanceNorm2d(channels)
+    if norm == "virtual":
+        return gmk.nn.VirtualBatchNorm(channels)
     if norm != "none":
-        raise ValueError(f"norm must be instance, batch or none, got {norm!r}")
+        raise ValueError(f"norm must be instance, batch, virtual or none, got {norm!r}")
     return nn.Identity()
 
 
@@ -49,7 +55,7 @@ class UNet(nn.Module):
         inputs, outputs: channels.
         depth: halvings; height and width must be multiples of ``2**depth``.
         width: channels after the first convolution.
-        norm: ``instance``, ``batch`` or ``none``.
+        norm: ``instance``, ``batch``, ``virtual`` or ``none``.
         dropout: probability of a dropped unit.
     """
 
@@ -135,7 +141,7 @@ class ResidualTranslator(nn.Module):
         inputs, outputs: channels.
         width: w, the channels after the first convolution.
         blocks: residual blocks.
-        norm: ``instance``, ``batch`` or ``none``.
+        norm: ``instance``, ``batch``, ``virtual`` or ``none``.
     """
 
     def __init__(self, inputs: int, outputs: int, *, width: int = 64, blocks: int = 6, norm: Norm = "instance") -> None:
@@ -179,14 +185,21 @@ class PatchGAN(nn.Module):
     one to a single channel; LeakyReLU 0.2; no norm after the first. Each output sees :attr:`receptive_field` pixels
     square: 16, 34, 70, 142 for 1, 2, 3, 4 layers.
 
+    With ``minibatch`` the last convolution sees, beside the features of its patch, how close the image is to the others
+    of the batch: minibatch discrimination (Salimans et al. 2016, section 3.2) of its features averaged over a grid of
+    4x4, the same numbers for every patch. (An average over the whole image says little after instance norm.)
+
     Args:
         inputs: channels; of input and output together, if it judges pairs.
         width: channels after the first convolution.
         layers: convolutions of stride 2.
-        norm: ``instance``, ``batch`` or ``none``.
+        norm: ``instance``, ``batch``, ``virtual`` or ``none``.
+        minibatch: closeness features of minibatch discrimination; 0 for none.
     """
 
-    def __init__(self, inputs: int, *, width: int = 64, layers: int = 3, norm: Norm = "batch") -> None:
+    def __init__(
+        self, inputs: int, *, width: int = 64, layers: int = 3, norm: Norm = "batch", minibatch: int = 0
+    ) -> None:
         super().__init__()
         if layers < 1:
             raise ValueError(f"PatchGAN: layers must be at least 1, got {layers}")
@@ -195,7 +208,10 @@ class PatchGAN(nn.Module):
         for i, (few, many) in enumerate(itertools.pairwise(widths)):
             stride = 2 if i < layers - 1 else 1
             steps += [nn.Conv2d(few, many, 4, stride, 1), normalisation(norm, many), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*steps, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        self.layers = nn.Sequential(*steps, nn.Conv2d(widths[-1] + minibatch, 1, 4, 1, 1))
+        # With these first weights images are at distances of about 1, whatever the number of features.
+        self.cells = widths[-1] * _GRID**2
+        self.closeness = Closeness(self.cells, minibatch, init_std=self.cells**-0.5) if minibatch else None
         initialise(self)
 
     @property
@@ -208,8 +224,19 @@ class PatchGAN(nn.Module):
         return field
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, inputs, H, W) to logits (B, 1, H', W'), one for each patch. Raises as :meth:`features`."""
-        return self.layers[-1](self.features(x))
+        """Images (B, inputs, H, W) to logits (B, 1, H', W'), one for each patch.
+
+        Raises:
+            ValueError: as :meth:`features`; or the image has no others to be compared with.
+        """
+        features = self.features(x)
+        if self.closeness is not None:
+            if len(x) < 2:
+                raise ValueError(f"PatchGAN: minibatch discrimination compares the images of a batch, got {len(x)}")
+            cells = F.adaptive_avg_pool2d(features, _GRID).flatten(1)
+            near = self.closeness(cells)[:, self.cells :, None, None]
+            features = torch.cat([features, near.expand(-1, -1, *features.shape[2:])], 1)
+        return self.layers[-1](features)
 
     def features(self, x: Tensor) -> Tensor:
         """What the layers before the last make of images: (B, channels, H'', W'').
