@@ -193,3 +193,11 @@ def test_recipes_take_references_from_all_over_the_training_data() -> None:
             torch.testing.assert_close(reference[row], model.inside(image, model.shape, "image")[0])
     assert model.critic_x.closeness is not None and model.critic_x.closeness.layer.num_kernels == 3
     assert CycleGANRecipe(data="digits", domains=("3", "8")).build(both).reference_x is None
+    pix = Pix2PixRecipe(data="digits", width=2, norm="virtual", minibatch=3)
+    pairs = pix.dataset()
+    made = pix.build(pairs)
+    assert made.critic is not None and made.critic.closeness is not None
+    assert made.critic.closeness.layer.num_kernels == 3
+    assert made.reference_y is not None
+    targets = pairs.splits["train"].y
+    torch.testing.assert_close(made.reference_y[-1], made.inside(targets[-1:], made.shape, "y")[0])
