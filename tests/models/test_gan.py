@@ -324,3 +324,6 @@ def test_virtual_batch_norm_lets_no_sample_see_another() -> None:
     assert torch.equal(model.state_dict()["discriminator.trunk.reference"], reference)
     with pytest.raises(ValueError, match="needs a reference batch of samples, got None"):
         gan.convolutional(shape, critic_norm="virtual")
+    # Images of 8x8 have one convolution in the discriminator, and that is never normalised.
+    small = GAN((1, 8, 8), **gan.convolutional((1, 8, 8), width=4, norm="virtual", reference=reference[:, :, :8, :8]))
+    assert small.losses(Batch(torch.rand(4, 1, 8, 8)), "critic")["loss"].isfinite()

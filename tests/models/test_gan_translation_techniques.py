@@ -164,6 +164,8 @@ def test_the_reference_belongs_to_the_state_and_is_asked_for() -> None:
             make(norm="virtual")
         with pytest.raises(ValueError, match=r"reference y: expected images of shape"):
             make(norm="virtual", reference=(REFERENCE[0], torch.rand(7, 1, 8, 8)))
+    # A U-Net of one halving has nothing to normalise.
+    assert _pix2pix(norm="virtual", reference=REFERENCE, depth=1).translate(x).shape == x.shape
 
 
 def test_pix2pix_learns_with_both(tmp_path: Path) -> None:

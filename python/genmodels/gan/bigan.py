@@ -16,7 +16,7 @@ import gmkernels as gmk
 
 from ..training import Part
 from .gan import GAN, wide
-from .networks import REFERENCES, Closeness, ConvGenerator, Norm, conv_trunk, initialise
+from .networks import REFERENCES, Closeness, ConvGenerator, Norm, conv_trunk, initialise, referring
 
 
 class PairDiscriminator(nn.Module):
@@ -116,22 +116,16 @@ class BiGAN(GAN):
     ) -> None:
         shape = tuple(shape)
 
-        def referring(network: nn.Module, kind: Norm, batch: Tensor | None) -> nn.Module:
-            if kind != "virtual":
-                return network
-            if batch is None:
-                raise ValueError("BiGAN: virtual batch norm needs a reference batch of images, got None")
-            return gmk.nn.VirtualBatch(network, batch)
-
-        generator = ConvGenerator(shape, latents, width, norm)
+        generator: nn.Module = ConvGenerator(shape, latents, width, norm)
+        if norm == "virtual":
+            generator = referring(generator, torch.randn(REFERENCES, latents))
         trunk, features = conv_trunk(shape, width, critic_norm, dropout)
-        trunk_ = referring(trunk, critic_norm, reference)
-        discriminator = PairDiscriminator(shape, trunk_, features, latents, hidden, dropout, minibatch)
-        noise = torch.randn(REFERENCES, latents) if norm == "virtual" else None
-        made: dict[str, Any] = {"generator": referring(generator, norm, noise), "discriminator": discriminator}
-        super().__init__(shape, latents=latents, **made, **options)
+        seen = referring(trunk, reference) if critic_norm == "virtual" else trunk
+        discriminator = PairDiscriminator(shape, seen, features, latents, hidden, dropout, minibatch)
+        super().__init__(shape, latents=latents, generator=generator, discriminator=discriminator, **options)
         eyes, features = conv_trunk(shape, width, norm)
-        self.encoder = referring(nn.Sequential(eyes, nn.Linear(features, latents)), norm, reference)
+        encoder = nn.Sequential(eyes, nn.Linear(features, latents))
+        self.encoder = referring(encoder, reference) if norm == "virtual" else encoder
         for network in (self.generator, discriminator, self.encoder):
             initialise(network)
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

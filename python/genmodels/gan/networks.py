@@ -237,12 +237,27 @@ def _with_references(
 ) -> dict[str, Any]:
     """Networks with virtual batch norm together with the batch that they normalise by."""
     if norm == "virtual":
-        generator = gmk.nn.VirtualBatch(generator, torch.randn(REFERENCES, latents))
+        generator = referring(generator, torch.randn(REFERENCES, latents))
     if critic_norm == "virtual":
-        if reference is None:
-            raise ValueError("virtual batch norm in a discriminator needs a reference batch of samples, got None")
-        critic.trunk = gmk.nn.VirtualBatch(critic.trunk, reference)
+        critic.trunk = referring(critic.trunk, reference)
     return {"generator": generator, "discriminator": critic, "latents": latents}
+
+
+def referring(network: nn.Module, reference: Tensor | None) -> nn.Module:
+    """A network together with the batch that its virtual batch norm normalises by; as it is if it has no such layer.
+
+    Raises:
+        ValueError: there is no reference.
+    """
+    if reference is None:
+        raise ValueError("virtual batch norm needs a reference batch of samples, got None")
+    # A single convolution, as images of few pixels have, is not normalised at all.
+    return gmk.nn.VirtualBatch(network, reference) if virtual(network) else network
+
+
+def virtual(network: nn.Module) -> bool:
+    """Whether a network has virtual batch norm."""
+    return any(isinstance(layer, gmk.nn.VirtualBatchNorm) for layer in network.modules())
 
 
 def initialise(network: nn.Module, std: float = 0.02) -> None:

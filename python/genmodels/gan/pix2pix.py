@@ -16,6 +16,7 @@ import gmkernels as gmk
 
 from ..data import Batch
 from ..model import Model
+from .networks import virtual
 from .techniques import Techniques
 from .translators import Norm, PatchGAN, UNet, halvings
 
@@ -78,7 +79,8 @@ class Translator(Model):
         with contextlib.ExitStack() as stack:
             if self.reference_x is not None and self.reference_y is not None:
                 for network, reference in self.references(self.reference_x, self.reference_y).items():
-                    stack.enter_context(gmk.nn.virtual_batch(network, reference))
+                    if virtual(network):
+                        stack.enter_context(gmk.nn.virtual_batch(network, reference))
             yield
 
     def remember(self, **parts: Sequence[nn.Module]) -> None:
