@@ -10,7 +10,7 @@ import torch
 
 from genmodels.cli import main
 from genmodels.data import DENSITIES
-from genmodels.gan.recipe import GANRecipe, SemiSupervisedRecipe, WGANGPRecipe, WGANRecipe
+from genmodels.gan.recipe import DCGANRecipe, GANRecipe, SemiSupervisedRecipe, WGANGPRecipe, WGANRecipe
 from genmodels.training import Fit, best_weights, fit
 from genmodels.training.checkpoint import load_newest
 from tests.streams import Stopping
@@ -76,10 +76,12 @@ def test_train_sample_evaluate_record(
     [
         GANRecipe(data="digits", width=4, batch_size=16, dropout=0.2, historical=0.1, minibatch=4),
         WGANRecipe(data="ring", hidden=(16,), batch_size=16),
-        WGANGPRecipe(data="digits", width=4, batch_size=16, n_critic=2),
+        # Of 28x28 pixels there is a convolution of several channels, whose weights are channels last.
+        DCGANRecipe(data="mnist5k", width=4, batch_size=8),
+        WGANGPRecipe(data="mnist5k", width=4, batch_size=8, n_critic=2),
         SemiSupervisedRecipe(data="digits", width=4, batch_size=16, labels=20),
     ],
-    ids=["gan", "wgan", "wgan-gp", "semi-gan"],
+    ids=["gan", "wgan", "dcgan", "wgan-gp", "semi-gan"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(recipe: GANRecipe, tmp_path: Path) -> None:
     data, config, found = recipe.dataset(), Fit(max_steps=12, warmup_steps=3, ema=0.9, clip=0.0), []

@@ -137,3 +137,14 @@ def unpack_optimizer(prefix: str, tensors: Mapping[str, Tensor], rest: Mapping[s
     for index, entries in rest["plain"].items():
         state.setdefault(int(index), {}).update(entries)
     return {"state": state, "param_groups": rest["groups"]}
+
+
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give what an optimizer has loaded of a parameter's shape the parameter's order of memory.
+
+    A file keeps no strides, and fused updates on a CPU pair a channels-last weight with its moments by position in memory.
+    """
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                entries[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -142,6 +142,7 @@ class _Run:
             for name, part in self.parts.items():
                 packed = checkpoint.unpack_optimizer(f"optimizer.{name}", tensors, state["optimizers"][name])
                 part.optimizer.load_state_dict(packed)
+                checkpoint.lay_out(part.optimizer)
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path} does not fit this model: {str(error).splitlines()[0]}") from None
         if self.ema:
