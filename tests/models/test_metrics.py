@@ -109,6 +109,32 @@ def test_sums_do_not_depend_on_batches_and_zero_is_zero() -> None:
     assert float(metric.compute()) < 1e-9
 
 
+@pytest.mark.filterwarnings("ignore:.*too few")
+def test_images_features_and_inference_mode_may_come_in_any_order() -> None:
+    network = metrics.fashion28()
+    batches = [_images(100, seed) for seed in range(5)]
+    mixed, plain = FrechetDistance(network), FrechetDistance(network)
+    for i, images in enumerate(batches):
+        with torch.inference_mode(i % 3 == 0):
+            if i % 2:
+                mixed.update_features(network(images), real=True)
+            else:
+                mixed.update(images, real=True)
+        plain.update(images, real=True)
+    for metric in (mixed, plain):
+        metric.update(_images(200, seed=9), real=False)
+    assert float(mixed.compute()) == float(plain.compute())
+
+
+def test_what_becomes_of_a_tensor_afterwards_changes_no_figure() -> None:
+    kept, other = _features(20, 16), _features(400, 16, seed=1)
+    expected, metric = frechet_distance(kept[:10], other), FrechetDistance()
+    metric.update_features(rows := kept[:10].clone(), real=True)
+    rows.fill_(7.0)
+    metric.update_features(other, real=False)
+    assert float(metric.compute()) == expected
+
+
 def test_what_it_must_notice_on_digits() -> None:
     """A missing class, blur and noise are each far above the distance of two honest halves of one data set."""
     data = mnist5k().splits["train"]
@@ -220,6 +246,13 @@ def test_the_inception_score_of_sure_and_unsure_classifiers() -> None:
     score = inception_score(sure, 5, extractor=metrics.mnist28())
     for word in ("mnist28", "N 100", "splits 5", "10 ± 0"):
         assert word in str(score)
+
+
+@pytest.mark.filterwarnings("error")
+def test_parts_of_fewer_images_than_classes_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="1 of 10 classes, and no score of theirs can be above 1; use fewer splits"):
+        assert tuple(inception_score(torch.eye(10), 10)) == (1.0, 0.0)
+    assert inception_score(torch.eye(10), 1).mean == pytest.approx(10.0)
 
 
 def test_what_is_no_probability_is_refused() -> None:

@@ -209,14 +209,17 @@ class FrechetDistance:
         if self.extractor is None:
             raise ValueError("this FrechetDistance has no extractor: give it one, or call update_features")
         with torch.inference_mode():
-            self.update_features(self.extractor(images), real)
+            features = self.extractor(images)
+        self.update_features(features, real)
 
+    # The sums are added to in place, which tensors made in inference mode, the caller's too, allow nowhere else.
+    @torch.inference_mode(False)
     def update_features(self, features: Tensor, real: bool) -> None:
         """Take in features (B, d) of real or generated images."""
         if features.dim() != 2:
             raise ValueError(f"features must have shape (B, d), got {tuple(features.shape)}")
         side, other = SIDES if real else SIDES[::-1]
-        x = features.detach().to(torch.float64)
+        x = features.detach().to(torch.float64, copy=True)
         bad = int((~x.isfinite()).any(dim=1).sum())
         if bad:
             raise NonFiniteError(f"{bad} of {len(x)} {side} images have features that are NaN or infinite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,6 +46,8 @@ def inception_score(probabilities: Tensor, splits: int = 10, *, extractor: Extra
     Raises:
         ValueError: not (N, K), fewer images than splits, or rows that are not probabilities.
         NonFiniteError: a probability is NaN or infinite.
+
+    Warns if a part has fewer images than there are classes: the score of n images is n at most, and of one always 1.
     """
     if probabilities.dim() != 2:
         raise ValueError(f"probabilities must have shape (N, K), got {tuple(probabilities.shape)}")
@@ -57,6 +60,12 @@ def inception_score(probabilities: Tensor, splits: int = 10, *, extractor: Extra
         raise NonFiniteError(f"{bad} of {n} images have class probabilities that are NaN or infinite")
     if bool((p < 0.0).any()) or not torch.allclose(p.sum(1), p.new_ones(n), atol=1e-3):
         raise ValueError("rows of probabilities must not be negative and must add up to 1; are these logits?")
+    if n // splits < p.shape[1]:
+        warnings.warn(
+            f"parts of {n // splits} images cannot show more than {n // splits} of {p.shape[1]} classes, and no score of "
+            f"theirs can be above {n // splits}; use fewer splits or more images",
+            stacklevel=2,
+        )
     scores = torch.stack([_score(part) for part in p.tensor_split(splits)])
     name = "extractor not stated" if extractor is None else extractor.describe()
     return InceptionScore(float(scores.mean()), float(scores.std(correction=0)), n, splits, name)
