@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
@@ -95,14 +96,25 @@ def test_it_is_differentiable_in_the_samples(shapes: tuple[tuple[int, ...], ...]
     assert torch.autograd.gradcheck(lambda a, b: wasserstein(a, b, p=2, directions=4), (x, y))
 
 
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("shape", [(6,), (5, 3)])
+def test_where_it_is_zero_its_gradient_is_zero(shape: tuple[int, ...], p: float) -> None:
+    x = torch.randn(shape, dtype=F64, requires_grad=True)
+    found = wasserstein(x, x.detach(), p=p)
+    found.backward()
+    assert found.item() == 0.0
+    assert not x.grad.any()
+
+
 def test_samples_that_do_not_fit_are_refused() -> None:
     x = torch.randn(5, 2)
     with pytest.raises(ValueError, match="x has 2 dimensions and y 3"):
         wasserstein(x, torch.randn(5, 3))
     with pytest.raises(ValueError, match=r"y must have shape .* got \(0, 2\)"):
         wasserstein(x, x[:0])
-    with pytest.raises(ValueError, match=r"p must be 1 or more, got 0.5"):
-        wasserstein(x, x, p=0.5)
+    for p in (0.5, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"p must be 1 or more and finite, got {p}"):
+            wasserstein(x, x, p=p)
     with pytest.raises(ValueError, match="directions must be at least 1"):
         wasserstein(x, x, directions=0)
     for weights in (torch.ones(4), -torch.ones(5), torch.zeros(5), torch.full((5,), math.nan)):
@@ -198,10 +210,13 @@ def test_the_command_prints_both_figures_with_what_they_mean(
 ) -> None:
     assert command.main(["mnist5k:test", "mnist5k:valid", "--extractor", "mnist28"]) == 0
     distance, score = capsys.readouterr().out.splitlines()
-    for word in ("Fréchet distance", "mnist28", "500 real and 500 fake", "split mnist5k:test"):
+    for word in ("Fréchet distance", "mnist28", "resizer none", "500 real and 500 fake", "split mnist5k:test"):
         assert word in distance
     for word in ("Inception score", "N 500", "splits 10"):
         assert word in score
+    # Eight pixels are too few for it.
+    assert command.main(["mnist5k:test", "digits:test", "--most", "150"]) == 0
+    assert "resizer antialiased bilinear to 28x28" in capsys.readouterr().out
     used: list[Tensor] = []
     prepare = Inception.prepare
     monkeypatch.setattr(Inception, "prepare", lambda self, x: used.append(x) or prepare(self, x)[:, :, :80, :80])
@@ -213,12 +228,27 @@ def test_the_command_prints_both_figures_with_what_they_mean(
     assert len(used) == 3
 
 
+def test_the_command_says_how_pictures_of_a_folder_were_resized(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(20):
+        Image.effect_noise((40, 30), 50).save(tmp_path / f"{i}.png")
+    with pytest.warns(UserWarning, match="too few"):
+        assert command.main([str(tmp_path), "mnist5k:test", "--most", "20", "--splits", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "resizer none" in said[0]
+    assert said[2] == "pictures of folders: their central square, bicubic, antialiased, to 28x28"
+
+
 def test_the_command_says_what_is_wrong_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         (["nowhere/", "mnist5k"], "nowhere is not a folder"),
         (["mnist5k:best", "mnist5k"], "no split 'best'; it has train, valid, test"),
         (["moons", "mnist5k"], "'moons' has no images"),
         (["mnist5k", "mnist5k", "--inception-weights", "/no/such/file"], "cannot read Inception weights"),
+        (["mnist5k", "mnist5k", "--most", "1"], "--most must be 2 or more, got 1"),
+        (["mnist5k", "mnist5k", "--splits", "0"], "--splits must be 1 or more, got 0"),
+        (["mnist5k", "mnist5k", "--size", "0"], "--size must be 1 or more, got 0"),
     ):
         assert command.main(arguments) == 1
         error = capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,8 +17,19 @@ from . import Extractor, FrechetDistance, fashion28, inception, inception_score,
 EXTRACTORS = {"fashion28": fashion28, "mnist28": mnist28}
 
 
-def _images(name: str, size: int, channels: int, batch: int, most: int) -> Iterator[Tensor]:
-    """Batches of a split of a data set, or of all pictures in a folder."""
+@dataclass
+class Images:
+    """All that is measured of a split of a data set, or of the pictures in a folder: (N, C, H, W), values below levels."""
+
+    x: Tensor
+    levels: int
+
+    def batches(self, size: int = 250) -> Iterator[Tensor]:
+        """In [0, 1]."""
+        yield from (x.float() / (self.levels - 1) for x in self.x.split(size))
+
+
+def _images(name: str, size: int, channels: int, most: int) -> Images:
     source, _, split = name.partition(":")
     found = data.load(source, size=size, channels=channels)
     if not isinstance(found, data.ImageDataset):
@@ -25,21 +37,21 @@ def _images(name: str, size: int, channels: int, batch: int, most: int) -> Itera
     splits = [split] if split else ["test"] if source in data.IMAGES else list(found.splits)
     if unknown := set(splits) - set(found.splits):
         raise DataError(f"{source!r} has no split {unknown.pop()!r}; it has {', '.join(found.splits)}")
-    images = torch.cat([found.splits[split].x for split in splits])[:most]
-    yield from (x.float() / (found.levels - 1) for x in images.split(batch))
+    x = torch.cat([found.splits[split].x for split in splits])[:most]
+    if len(x) < 2:
+        raise DataError(f"{name!r} has {len(x)} images, and a distance needs two at least")
+    return Images(x, found.levels)
 
 
-def measure(
-    real: str, fake: str, extractor: Extractor, *, size: int, channels: int, splits: int, most: int, batch: int = 250
-) -> list[str]:
+def measure(real: Images, fake: Images, extractor: Extractor, *, split: str, splits: int) -> list[str]:
     """One line a figure: the Fréchet distance, and the inception score of the second set."""
-    metric, probabilities = FrechetDistance(extractor, split=real), []
-    for side, name in ((True, real), (False, fake)):
-        for images in _images(name, size, channels, batch, most):
-            metric.update(images, real=side)
-            if not side:
-                with torch.inference_mode():
-                    probabilities.append(extractor.probabilities(images))
+    metric, probabilities = FrechetDistance(extractor, split=split), []
+    for images in real.batches():
+        metric.update(images, real=True)
+    for images in fake.batches():
+        metric.update(images, real=False)
+        with torch.inference_mode():
+            probabilities.append(extractor.probabilities(images))
     p = torch.cat(probabilities)
     # Folders come class by class, and a part of the score must not be a part of the classes.
     order = torch.randperm(len(p), generator=torch.Generator().manual_seed(0))
@@ -61,13 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=50_000, help="images of each set, at most (default: %(default)s)")
     chosen = parser.parse_args(arguments)
     try:
-        standard = chosen.inception_weights is not None
-        network = inception(chosen.inception_weights) if standard else EXTRACTORS[chosen.extractor](resize=True)
+        for name, least in (("most", 2), ("splits", 1), ("size", 1)):
+            if (value := getattr(chosen, name)) is not None and value < least:
+                raise GenmodelsError(f"--{name} must be {least} or more, got {value}")
+        standard, names = chosen.inception_weights is not None, (chosen.real, chosen.fake)
         size, channels = chosen.size or (32 if standard else 28), 3 if standard else 1
-        for line in measure(
-            chosen.real, chosen.fake, network, size=size, channels=channels, splits=chosen.splits, most=chosen.most
-        ):
+        real, fake = (_images(name, size, channels, chosen.most) for name in names)
+        fits = all(images.x.shape[1:] == (1, 28, 28) for images in (real, fake))
+        network = inception(chosen.inception_weights) if standard else EXTRACTORS[chosen.extractor](resize=not fits)
+        for line in measure(real, fake, network, split=chosen.real, splits=chosen.splits):
             print(line)
+        if any(name.partition(":")[0] not in data.IMAGES for name in names):
+            print(f"pictures of folders: their central square, bicubic, antialiased, to {size}x{size}")
     except GenmodelsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -65,13 +65,13 @@ def wasserstein(
 
     Args:
         x: samples (n,) or (n, d); y: (m,) or (m, d).
-        p: 1 or more.
+        p: 1 or more, finite.
         x_weights: (n,), not negative, rescaled to add up to 1; None for equal ones. ``y_weights`` likewise.
         directions: how many, on d > 1.
         key: an int64 tensor (2,) made by :func:`gmkernels.random.key`, or its seed: the same key takes the same directions.
 
     Returns:
-        A 0-d tensor in float64, differentiable in the samples.
+        A 0-d tensor in float64, differentiable in the samples; where it is 0 its gradient is 0 too.
 
     Raises:
         ValueError: shapes, weights, p or directions do not fit.
@@ -80,14 +80,15 @@ def wasserstein(
     x, y = _samples("x", x), _samples("y", y)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"wasserstein: x has {x.shape[1]} dimensions and y {y.shape[1]}")
-    if not p >= 1.0:
-        raise ValueError(f"wasserstein: p must be 1 or more, got {p!r}")
+    if not 1.0 <= p < float("inf"):
+        raise ValueError(f"wasserstein: p must be 1 or more and finite, got {p!r}")
     masses = _mass("x_weights", x_weights, x), _mass("y_weights", y_weights, y)
     if x.shape[1] > 1:
         axes = _axes(x.shape[1], directions, key).to(x)
         x, y = x @ axes, y @ axes
-    cost = _transport(x.mT.contiguous(), y.mT.contiguous(), *masses, p)
-    return cost.mean() ** (1.0 / p)
+    cost = _transport(x.mT.contiguous(), y.mT.contiguous(), *masses, p).mean()
+    # The root is infinitely steep at 0, and that times the 0 of the cost's own gradient would be NaN.
+    return torch.where(cost > 0.0, cost, 1.0) ** (1.0 / p) * (cost > 0.0)
 
 
 def _samples(name: str, x: Tensor) -> Tensor:
