@@ -12,7 +12,7 @@ class HistoricalAverage(nn.Module):
     """The average of parameters over all steps so far, and a penalty on leaving it.
 
     ``|| theta - (1/t) sum_i theta[i] ||^2`` over all parameters together (Salimans et al., "Improved techniques for
-    training GANs", 2016, section 3.2). A few multi-tensor operations whatever the number of parameters.
+    training GANs", 2016, section 3.3). A few multi-tensor operations, forwards, whatever the number of parameters.
 
         history = HistoricalAverage(critic)
         ...
@@ -52,9 +52,10 @@ class HistoricalAverage(nn.Module):
         return [self.get_buffer(f"average_{i}") for i in range(len(self._parameters_of))]
 
     def penalty(self) -> Tensor:
-        """The squared distance of all parameters from their averages, a 0-d tensor; gradients reach the parameters."""
+        """The squared distance of all parameters from their averages, a 0-d tensor; gradients reach the parameters,
+        where one is at its average too."""
         gaps = torch._foreach_sub(_wide(self._parameters_of), self.averages())
-        return torch.stack([gap.square().sum() for gap in gaps]).sum()
+        return torch.stack(torch._foreach_norm(gaps)).square().sum()
 
     @torch.no_grad()
     def update(self) -> None:

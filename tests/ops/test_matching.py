@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gmkernels as gmk
 from gmkernels.nn import HistoricalAverage
@@ -73,10 +74,34 @@ def test_the_average_is_that_of_all_steps() -> None:
         torch.testing.assert_close(p.grad, 2 * gap.detach())
 
 
-def test_before_the_first_update_the_penalty_is_zero() -> None:
+class _Count(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.n += func not in (torch.ops.aten.detach.default, torch.ops.aten.promote_types.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_as_many_operations_for_few_parameters_as_for_many() -> None:
+    found = []
+    for layers in (1, 20):
+        history = HistoricalAverage(nn.Sequential(*(nn.Linear(2, 2) for _ in range(layers))))
+        with _Count() as penalty:
+            history.penalty()
+        with _Count() as update:
+            history.update()
+        found.append((penalty.n, update.n))
+    assert found[0] == found[1]
+
+
+def test_before_the_first_update_the_penalty_is_zero_and_so_is_its_gradient() -> None:
     module = nn.Linear(2, 2)
     history = HistoricalAverage(module.parameters())
     assert history.penalty().item() == 0.0
+    history.penalty().backward()
+    assert not any(p.grad.any() for p in module.parameters())
     history.update()
     assert history.penalty().item() == 0.0
     assert int(history.steps) == 1
