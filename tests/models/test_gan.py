@@ -230,6 +230,10 @@ def test_walks_keep_their_ends_and_on_the_sphere_their_length() -> None:
     torch.testing.assert_close(middle.norm(dim=1), torch.ones(4))
     torch.testing.assert_close((middle * a).sum(1), (middle * b).sum(1))
     torch.testing.assert_close(slerp(a, a, 0.3), a)
+    # Zero has no direction.
+    torch.testing.assert_close(slerp(0 * a, b, 0.25), 0.25 * b)
+    torch.testing.assert_close(slerp(a, 0 * b, 0.25), 0.75 * a)
+    assert not slerp(0 * a, 0 * b, 0.5).any()
 
 
 def test_latent_arithmetic() -> None:

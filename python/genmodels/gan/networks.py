@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import gmkernels as gmk
 
@@ -282,11 +283,12 @@ def slerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
     """From ``a`` (t = 0) to ``b`` (t = 1) along the great circle between their directions, lengths going straight.
 
     Normal latents of many dimensions lie near a sphere, whose inside, where the straight line passes, no generator has
-    seen (White, "Sampling generative networks", 2016). Falls back to the straight line between parallel vectors.
+    seen (White, "Sampling generative networks", 2016). Falls back to the straight line between parallel vectors, and
+    where one is 0 and has no direction.
     """
     length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
-    cosine = ((a / length_a) * (b / length_b)).sum(-1, keepdim=True).clamp(-1, 1)
-    angle = cosine.acos()
-    sine = angle.sin()
-    direction = (((1 - t) * angle).sin() * a / length_a + (t * angle).sin() * b / length_b) / sine
+    one, other = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+    angle = (one * other).sum(-1, keepdim=True).clamp(-1, 1).acos()
+    sine = torch.where(torch.minimum(length_a, length_b) < 1e-12, 0.0, angle.sin())
+    direction = (((1 - t) * angle).sin() * one + (t * angle).sin() * other) / sine
     return torch.where(sine.abs() < 1e-6, (1 - t) * a + t * b, direction * ((1 - t) * length_a + t * length_b))
