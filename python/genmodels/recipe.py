@@ -49,7 +49,9 @@ class Recipe:
         return dataset.stream(self.batch(dataset), seed=self.fit.seed, rank=rank, world=world)
 
     def batch(self, dataset: Dataset) -> int:
-        return self.batch_size or (64 if isinstance(dataset, data.ImageDataset) else 512)
+        if self.batch_size is not None:
+            return self.batch_size
+        return 64 if isinstance(dataset, data.ImageDataset) else 512
 
     def parts(self, model: nn.Module) -> Mapping[str, Part] | None:
         """Optimizers by name; None for one AdamW of everything."""

@@ -3,7 +3,6 @@ Dumoulin et al., "Adversarially learned inference", 2017)."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +13,8 @@ from torch.nn import functional as F
 
 import gmkernels as gmk
 
-from ..training import Part
 from .gan import GAN, wide
-from .networks import REFERENCES, Closeness, ConvGenerator, Norm, conv_trunk, initialise, referring
+from .networks import REFERENCES, Closeness, ConvGenerator, Norm, conv_trunk, initialise, positive, referring
 
 
 class PairDiscriminator(nn.Module):
@@ -115,6 +113,7 @@ class BiGAN(GAN):
         **options: Any,
     ) -> None:
         shape = tuple(shape)
+        positive(latents=latents, width=width, hidden=hidden)
 
         generator: nn.Module = ConvGenerator(shape, latents, width, norm)
         if norm == "virtual":
@@ -157,23 +156,9 @@ class BiGAN(GAN):
             return {"loss": -F.softplus(-found).mean() - F.softplus(made).mean()}
         return {"loss": F.softplus(found).mean() + F.softplus(-made).mean()}
 
-    def parts(
-        self,
-        *,
-        lr: float = 2e-4,
-        critic_lr: float | None = None,
-        betas: tuple[float, float] = (0.5, 0.999),
-        n_critic: int = 1,
-    ) -> dict[str, Part]:
-        """As :meth:`GAN.parts`; G and E are one part."""
-        both = nn.ModuleList([self.generator, self.encoder])
-        return {
-            name: Part(self.optimizer(network, rate, betas), count, functools.partial(self.updated, name))
-            for name, network, rate, count in (
-                ("critic", self.discriminator, critic_lr or lr, n_critic),
-                ("generator", both, lr, 1),
-            )
-        }
+    def players(self) -> dict[str, nn.Module]:
+        """G and E are one part."""
+        return {"critic": self.discriminator, "generator": nn.ModuleList([self.generator, self.encoder])}
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:

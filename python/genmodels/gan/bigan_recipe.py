@@ -57,7 +57,7 @@ class BiGANRecipe(GANRecipe):
         found = super().options(dataset)
         norm, critic_norm = self.norm or "batch", self.critic_norm or "none"
         return found | {
-            "latents": self.latents or self.latent_default,
+            "latents": self.latent_default if self.latents is None else self.latents,
             "width": self.width,
             "norm": norm,
             "critic_norm": critic_norm,

@@ -230,16 +230,26 @@ class GAN(Model):
         betas: tuple[float, float] = (0.5, 0.999),
         n_critic: int = 1,
     ) -> dict[str, Part]:
-        """Optimizers for :func:`genmodels.training.fit`: by default those of Radford et al. 2016, section 4."""
+        """Optimizers for :func:`genmodels.training.fit`: by default those of Radford et al. 2016, section 4.
+
+        Raises:
+            ValueError: a learning rate is not positive, or ``n_critic`` below 1.
+        """
+        rates = {"critic": lr if critic_lr is None else critic_lr, "generator": lr}
+        if not min(rates.values()) > 0 or n_critic < 1:
+            raise ValueError(
+                f"{type(self).__name__}: lr and critic_lr must be positive and n_critic 1 or more, got {lr}, {critic_lr} "
+                f"and {n_critic}"
+            )
+        counts = {"critic": n_critic, "generator": 1}
         return {
-            name: Part(
-                self.optimizer(getattr(self, network), rate, betas), count, functools.partial(self.updated, name)
-            )
-            for name, network, rate, count in (
-                ("critic", "discriminator", critic_lr or lr, n_critic),
-                ("generator", "generator", lr, 1),
-            )
+            name: Part(self.optimizer(network, rates[name], betas), counts[name], functools.partial(self.updated, name))
+            for name, network in self.players().items()
         }
+
+    def players(self) -> dict[str, nn.Module]:
+        """What each part trains."""
+        return {"critic": self.discriminator, "generator": self.generator}
 
     def optimizer(self, network: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
         return torch.optim.Adam(network.parameters(), lr, betas, fused=True)

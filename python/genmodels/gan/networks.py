@@ -54,6 +54,17 @@ def halvings(shape: Shape) -> int:
     return steps
 
 
+def positive(**sizes: int) -> None:
+    """Sizes of networks, by their names.
+
+    Raises:
+        ValueError: one is below 1.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be 1 or more, got {size}")
+
+
 class ConvGenerator(nn.Sequential):
     """Latents (B, latents) to images (B, *shape) in [-1, 1], after Radford et al., "Unsupervised representation learning
     with deep convolutional generative adversarial networks", 2016, section 3.
@@ -80,6 +91,7 @@ class MLPGenerator(nn.Sequential):
     """Latents (B, latents) to vectors, or to images in [-1, 1], through fused linear layers and ReLU."""
 
     def __init__(self, shape: Shape, latents: int, hidden: Sequence[int] = (256, 256), norm: Norm = "none") -> None:
+        positive(latents=latents, hidden=min(hidden, default=1))
         layers: list[nn.Module] = []
         if norm == "none":
             layers.append(gmk.nn.MLP(latents, hidden, math.prod(shape)))
@@ -173,7 +185,14 @@ def conv_trunk(
 
 
 def mlp_trunk(shape: Shape, hidden: Sequence[int] = (256, 256), norm: Norm = "none") -> tuple[nn.Sequential, int]:
-    """Fused linear layers with ReLU between and after, and how many features they make."""
+    """Fused linear layers with ReLU between and after, and how many features they make.
+
+    Raises:
+        ValueError: there is no hidden layer, or one of no units.
+    """
+    if not hidden:
+        raise ValueError("hidden must name the units of at least one layer, got none")
+    positive(hidden=min(hidden))
     layers: list[nn.Module] = [nn.Flatten()]
     if norm == "none":
         layers += [gmk.nn.MLP(math.prod(shape), hidden[:-1], hidden[-1]), nn.ReLU()]
@@ -203,8 +222,10 @@ def convolutional(
     it, by which virtual batch norm in there normalises; that of the generator is noise.
     """
     shape, critic = tuple(shape), norm if critic_norm is None else critic_norm
+    critic_width = width if critic_width is None else critic_width
+    positive(latents=latents, width=width, critic_width=critic_width)
     generator = ConvGenerator(shape, latents, width, norm)
-    trunk = conv_trunk(shape, critic_width or width, critic, dropout, smallest=4)
+    trunk = conv_trunk(shape, critic_width, critic, dropout, smallest=4)
     discriminator = Discriminator(*trunk, outputs, minibatch=minibatch)
     for network, kind in ((generator, norm), (discriminator, critic)):
         if kind in ("batch", "virtual"):

@@ -90,7 +90,9 @@ class GANRecipe(Recipe):
         return found
 
     def batch(self, dataset: Dataset) -> int:
-        return self.batch_size or (64 if isinstance(dataset, ImageDataset) else 256)
+        if self.batch_size is not None:
+            return self.batch_size
+        return 64 if isinstance(dataset, ImageDataset) else 256
 
     # The model.
 
@@ -120,7 +122,7 @@ class GANRecipe(Recipe):
     def networks(self, dataset: Dataset) -> dict[str, Any]:
         norm, critic_norm = self.norms(dataset)
         common: dict[str, Any] = {
-            "latents": self.latents or self.latent_default,
+            "latents": self.latent_default if self.latents is None else self.latents,
             "norm": norm,
             "critic_norm": critic_norm,
             "outputs": self.outputs(dataset),

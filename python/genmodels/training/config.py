@@ -64,6 +64,10 @@ class Part:
     updates: int = 1
     after_update: Callable[[], None] | None = None
 
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ValueError(f"Part: updates must be at least 1, got {self.updates}")
+
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
