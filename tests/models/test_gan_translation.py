@@ -251,6 +251,11 @@ def test_models_refuse_what_they_cannot_use() -> None:
         cycle.losses(Batch(x), "critic")
     with pytest.raises(ValueError, match=r"part must be critic or generator, got 'both'"):
         cycle.losses(Batch(x, x), "both")
+    for part in ("critic", "generator"):
+        with pytest.raises(ValueError, match="CycleGAN: the batch is empty"):
+            cycle.losses(Batch(x, x[:0]), part)
+    with pytest.raises(ValueError, match="Pix2Pix: the batch is empty"):
+        model.losses(Batch(x[:0], y[:0]))
     with pytest.raises(ValueError, match=r"to must be x or y, got 'z'"):
         cycle.translate(x, "z")
     with pytest.raises(ValueError, match=r"cycle and identity must be 0 or more"):

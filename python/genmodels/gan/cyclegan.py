@@ -106,11 +106,12 @@ class CycleGAN(Translator):
             key: of the pools' draws.
 
         Raises:
-            ValueError: no such part, no ``y``, or another shape.
+            ValueError: no such part, no images, no ``y``, or another shape.
         """
         if batch.y is None:
             raise ValueError("CycleGAN: the batch has no images y of the second domain")
         x, y = self.inside(batch.x, self.shape, "x"), self.inside(batch.y, self.shape, "y")
+        self.some(x, y)
         if part == "critic":
             return self.held(self.judged(x, y, self.key(key)), part)
         if part == "generator":

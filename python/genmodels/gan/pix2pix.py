@@ -121,6 +121,15 @@ class Translator(Model):
                 raise ValueError(f"{name}: floating images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
         return images.to(self.device, self.dtype) * 2 - 1
 
+    def some(self, *batches: Tensor) -> None:
+        """Images to take the mean loss of.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not all(len(images) for images in batches):
+            raise ValueError(f"{type(self).__name__}: the batch is empty, and a mean loss is of one image at least")
+
     @staticmethod
     def outside(images: Tensor) -> Tensor:
         """Numbers in [-1, 1] as images in [0, 1]."""
@@ -215,11 +224,12 @@ class Pix2Pix(Translator):
             key: of the dropout.
 
         Raises:
-            ValueError: no such part, no targets, or another shape.
+            ValueError: no such part, no images, no targets, or another shape.
         """
         if batch.y is None:
             raise ValueError("Pix2Pix: the batch has no targets y")
         x, y = self.inside(batch.x, self.input_shape, "x"), self.inside(batch.y, self.shape, "y")
+        self.some(x, y)
         key = self.key(key)
         if part == "critic" and self.critic is not None:
             with torch.no_grad():
