@@ -39,7 +39,8 @@ _ROUTES = """
       ``gmk.nn``'s MLP, MaskedLinear, MaskedConv2d and CausalConv1d. Their forward pass is read once by ``torch.fx``;
       value and gradient then come from four passes of first order (see ``program.py``), in half the memory and about
       0.6 of the time that differentiating a backward pass takes, under ``torch.compile`` too. The forward method of
-      ``critic`` itself does not run, only its layers' rules. The gradient is ready when the function returns; it is a
+      ``critic`` runs once, to compare, and then only its layers' rules: it must be a function of its input, its modules
+      and their attributes. The gradient is ready when the function returns; it is a
       constant, so a further derivative raises.
     * ``double-backward``: any other callable, by ``create_graph=True``.
 
@@ -146,7 +147,8 @@ def r1_penalty(
         SHARED
     """
     _samples("r1_penalty", "real", real)
-    return _vanishing("r1_penalty", critic, real, gamma, every, route, backend)
+    weight, count = _amount("r1_penalty", "gamma", gamma) / 2, _count("r1_penalty", every)
+    return penalty("r1_penalty", critic, real.detach(), weight, 0.0, False, count, route, backend)
 
 
 @_documented
@@ -166,7 +168,8 @@ def r2_penalty(
         SHARED
     """
     _samples("r2_penalty", "fake", fake)
-    return _vanishing("r2_penalty", critic, fake, gamma, every, route, backend)
+    weight, count = _amount("r2_penalty", "gamma", gamma) / 2, _count("r2_penalty", every)
+    return penalty("r2_penalty", critic, fake.detach(), weight, 0.0, False, count, route, backend)
 
 
 @_documented
@@ -207,9 +210,9 @@ def dragan_penalty(
     real = real.detach()
     key = random.key(device=real.device) if key is None else key
     noise = random.normal(key, real.shape, dtype=real.dtype, first=first, backend=backend)
-    spread = _amount(op, "scale", scale) * real.std(correction=0)
+    spread = _amount(op, "scale", scale) * (real.std(correction=0) if len(real) else 0.0)
     how = (_amount(op, "lambda_", lambda_), _amount(op, "target", target), False)
-    return penalty(op, critic, torch.addcmul(real, spread, noise), *how, _count(op, every), route, backend)
+    return penalty(op, critic, real + spread * noise, *how, _count(op, every), route, backend)
 
 
 def random_interpolate(a: Tensor, b: Tensor, key: Tensor, *, first: int = 0, backend: str = "auto") -> Tensor:
@@ -265,11 +268,6 @@ def norm_penalty(g: Tensor, *, target: float = 1.0, one_sided: bool = False, bac
     """
     _samples("norm_penalty", "g", g)
     return library.norm_penalty(g, _amount("norm_penalty", "target", target), bool(one_sided), backend)
-
-
-def _vanishing(op: str, critic: Critic, x: Tensor, gamma: float, every: int, route: str, backend: str) -> Tensor:
-    weight = _amount(op, "gamma", gamma) / 2
-    return penalty(op, critic, x.detach(), weight, 0.0, False, _count(op, every), route, backend)
 
 
 def _samples(op: str, name: str, value: Tensor) -> None:

@@ -226,7 +226,7 @@ def couples(m: nn.Module) -> bool:
     """Whether a layer lets the samples of a batch see each other, as it is now."""
     if isinstance(m, nn.modules.batchnorm._BatchNorm):
         return m.training or m.running_mean is None
-    return type(m).__name__ == "MinibatchDiscrimination"
+    return any(kind.__name__ == "MinibatchDiscrimination" for kind in type(m).__mro__)
 
 
 # Functions and methods: how their arguments after the first name a rule.

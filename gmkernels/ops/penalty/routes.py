@@ -6,6 +6,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from gmkernels.core import checks
 from gmkernels.core.backends import _constant
 
 from . import library, trace
+from .layers import attribute
 from .program import Passes, Program
 
 FIRST_ORDER, DOUBLE_BACKWARD = "first-order", "double-backward"
@@ -52,57 +54,133 @@ def _bare(critic: Any) -> Any:
             return critic
 
 
-# What torch.fx made of a critic, as long as the critic has the same structure.
-_read: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Program | str]] = weakref.WeakKeyDictionary()
+@dataclass
+class _Reading:
+    """What was made of a critic of some structure, or why nothing was, and whether it has been compared with it."""
+
+    structure: list[Any]
+    found: Program | str
+    compared: bool = False
+
+
+_readings: weakref.WeakKeyDictionary[nn.Module, _Reading] = weakref.WeakKeyDictionary()
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_SIMPLE = (int, float, bool, str, tuple, type(None))
+_INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
+
+
+def _value(found: Any) -> Any:
+    """An attribute as something to compare later: plain values and containers of them; all else by identity."""
+    if found is None or isinstance(found, (bool, int, float, complex, str, torch.dtype)):
+        return found
+    if isinstance(found, (list, tuple)):
+        return [_value(part) for part in found]
+    if isinstance(found, dict):
+        return [(_value(k), _value(v)) for k, v in found.items()]
+    return id(found)
 
 
 def _structure(critic: nn.Module) -> list[Any]:
     """All of a critic that its program depends on."""
     found: list[Any] = []
     for name, m in critic.named_modules():
-        simple = [(k, v) for k, v in m.__dict__.items() if isinstance(v, _SIMPLE)]
+        own = [(k, _value(v)) for k, v in m.__dict__.items() if k not in _INTERNAL]
         hooks = bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
         absent = [k for k, p in m._parameters.items() if p is None] + [k for k, b in m._buffers.items() if b is None]
-        found.append((name, id(m), type(m), hooks, simple, absent))
+        found.append((name, id(m), type(m), hooks, own, absent))
     return found
 
 
-def _program(critic: Any) -> Program | str:
-    """The critic's program, or why it has none."""
+def _reading(critic: Any) -> _Reading:
     if not isinstance(critic, nn.Module):
-        return f"the critic is a {type(critic).__name__}, not a module whose layers can be read"
-    structure = _structure(critic)
-    known = _read.get(critic)
-    if known is not None and known[0] == structure:
-        return known[1]
-    try:
-        found: Program | str = trace.read(critic)
-    except trace.Unsupported as why:
-        found = str(why)
-    _read[critic] = structure, found
-    return found
+        return _Reading([], f"the critic is a {type(critic).__name__}, not a module whose layers can be read")
+    structure, known = _structure(critic), _readings.get(critic)
+    if known is None or known.structure != structure:
+        try:
+            known = _Reading(structure, trace.read(critic))
+        except trace.Unsupported as why:
+            known = _Reading(structure, str(why))
+        _readings[critic] = known
+    return known
+
+
+def _program(critic: Any, x: Tensor | None = None) -> Program | str:
+    """The critic's program, or why it has none; with samples, after a look at whether it does what the critic does."""
+    reading = _reading(critic)
+    if x is not None and len(x) and not reading.compared and not isinstance(reading.found, str):
+        agrees = _agrees(critic, reading.found, x[:4])
+        reading.compared = agrees is not None
+        if agrees is False:
+            reading.found = "its forward pass has other scores or gradients than its layers one after another"
+    return reading.found
+
+
+def _agrees(critic: nn.Module, program: Program, x: Tensor) -> bool | None:
+    """Whether scores and input gradients are those of the critic's own forward pass: it may switch gradients off, or
+    call what its layers do not show. Random numbers and buffers are left as they were. None: numbers that are not finite
+    say nothing.
+    """
+    buffers = [(b, b.detach().clone()) for b in critic.buffers()]
+    devices = [x.device] if x.is_cuda else []
+    with torch.autocast(x.device.type, enabled=False), torch.inference_mode(False):
+        x = x.detach().clone()
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            scores = critic(leaf)
+            if not isinstance(scores, Tensor) or scores.shape[:1] != x.shape[:1] or scores.numel() != len(x):
+                return True  # refused with a message of its own
+            graph = scores.requires_grad
+            g = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)[0] if graph else None
+        with torch.no_grad():
+            for b, value in buffers:
+                b.copy_(value)
+            with torch.random.fork_rng(devices):
+                passes = Passes(program, trace.gather(program, critic), None)
+                ours = passes.forward(x)
+                found = passes.backward(torch.ones_like(ours))
+            for b, value in buffers:
+                b.copy_(value)
+    pairs = [(ours, scores.detach()), (torch.zeros_like(x) if g is None else g, x if found is None else found)]
+    if not all(bool(b.isfinite().all()) for _, b in pairs):
+        return None
+    # Not rounding, but another function, is looked for.
+    close = 4 * torch.finfo(x.dtype).eps ** 0.5
+    return g is not None and all(
+        float((a - b).abs().max()) <= close * max(float(b.abs().max()), torch.finfo(b.dtype).tiny) or a.equal(b)
+        for a, b in pairs
+    )
 
 
 # Programs by the address of their critic, for a compiler: it cannot follow the reading, and what it takes for a constant
 # result must be a number or a text.
 _compiled: dict[int, Program | str] = {}
+_watched: dict[int, tuple[tuple[str, str, Any], ...]] = {}
 
 
 @_constant
-def _read_for_compiler(address: int, training: tuple[bool, ...]) -> bool:
+def _read_for_compiler(address: int) -> bool:
     """Reads the module at an address, as it is when a call is compiled; whether it could be read."""
-    found = _compiled[address] = _program(next(m for m in gc.get_objects() if id(m) == address))
+    critic = next(m for m in gc.get_objects() if id(m) == address)
+    found = _compiled[address] = _program(critic)
+    _watched[address] = tuple(
+        (path, name, value)
+        for path, m in critic.named_modules()
+        for name, value in m.__dict__.items()
+        if name not in _INTERNAL and isinstance(value, (bool, int, float, str))
+    )
     return not isinstance(found, str)
 
 
 def _program_when_compiling(critic: nn.Module) -> Program | str:
-    _read_for_compiler(id(critic), tuple([m.training for m in critic.modules()]))
+    _read_for_compiler(id(critic))
+    # What the compiler sees compared it watches, and compiles anew when it changes.
+    for path, name, value in _watched[id(critic)]:
+        if getattr(attribute(critic, path) if path else critic, name) != value:
+            return f"{name} of layer {path!r} changed while it was read"
     return _compiled[id(critic)]
 
 
 def _warn_if_coupled(op: str, critic: Any) -> None:
+    critic = getattr(critic, "__self__", critic)  # of a bound method
     if not isinstance(critic, nn.Module) or critic in _warned:
         return
     for name, m in critic.named_modules():
@@ -136,7 +214,7 @@ def penalty(
         if torch.compiler.is_compiling() and isinstance(bare, nn.Module):
             program = _program_when_compiling(bare)
         else:
-            program = _program(bare)
+            program = _program(bare, x)
         if not isinstance(program, str):
             params = trace.gather(program, bare)
             return _first_order(_Call(op, program, params, scale, target, one_sided, backend, _autocast(x)), x)
@@ -161,8 +239,8 @@ def _double_backward(
     op: str, critic: Callable[[Tensor], Tensor], x: Tensor, scale: float, target: float, one_sided: bool, backend: str
 ) -> Tensor:
     record = torch.is_grad_enabled()
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_()
         scores = _scores(op, critic(x), x)
         if not scores.requires_grad:
             raise ValueError(f"{op}: the critic's output does not depend on its input by differentiable operations")

@@ -310,7 +310,7 @@ class Map(Rule):
         return self.forward(h), h
 
     def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
-        return (self.back(a, saved),)
+        return (self.back(a.to(saved.dtype), saved),)
 
     def push(self, p, saved, t):  # type: ignore[no-untyped-def]
         return self.forward(t)
@@ -347,7 +347,7 @@ class MaxPool(Rule):
         return y, (h, at)
 
     def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
-        return (aten.max_pool2d_with_indices_backward(a, saved[0], *self.how, saved[1]),)
+        return (aten.max_pool2d_with_indices_backward(a.to(saved[0].dtype), saved[0], *self.how, saved[1]),)
 
     def push(self, p, saved, t):  # type: ignore[no-untyped-def]
         return t.flatten(2).gather(2, saved[1].flatten(2)).reshape(saved[1].shape)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from . import rules
@@ -33,12 +36,17 @@ __all__ = ["Unsupported", "couples", "gather", "read"]
 class _Tracer(fx.Tracer):
     """Leaves are the layers with rules. A layer of this package is followed through its ``plain_forward``."""
 
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = plain_type(m) in MODULES or couples(m)
         return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_module(m, getattr(m, "plain_forward", forward), args, kwargs)
+        home = next((c for c in type(m).__mro__ if "plain_forward" in c.__dict__), None)
+        if home is not None and type(m).forward is home.forward and not _changed(m):  # type: ignore[attr-defined]
+            forward = m.plain_forward
+        return super().call_module(m, forward, args, kwargs)
 
 
 class _Reader:
@@ -54,7 +62,8 @@ class _Reader:
         self.looks: dict[fx.Node, int] = {}
         self.constants: dict[fx.Node, int] = {}
         self.makes: list[Make] = []
-        self.fresh: set[int] = set()
+        self.readers: Counter[int] = Counter()
+        self.overwritten: list[tuple[fx.Node, int]] = []
         self.size = 0
 
     def read(self) -> Program:
@@ -76,7 +85,29 @@ class _Reader:
             except Unsupported as why:
                 raise Unsupported(f"{self.name(node)} {why}" if node.op.startswith("call") else str(why)) from None
         assert output is not None
-        return Program(tuple(self.steps), tuple(self.makes), self.size, output)
+        self.readers[output] += 1
+        return Program(self.settled(), tuple(self.makes), self.size, output)
+
+    def settled(self) -> tuple[Step | Make, ...]:
+        """The steps, with leave to overwrite what nobody else reads."""
+        made = {step.output: step for step in self.steps if isinstance(step, Step)}
+
+        def alone(value: int) -> bool:
+            source = made.get(value)
+            view = source is not None and isinstance(source.rule, (rules.Reshape, rules.Map))
+            return self.readers[value] == 1 and (not view or source is None or alone(source.inputs[0]))
+
+        for node, value in self.overwritten:
+            if not alone(value):
+                raise Unsupported(f"{self.name(node)} overwrites what something else reads")
+        return tuple(
+            replace(
+                step, overwrite=step.inputs[0] in made and made[step.inputs[0]].rule.fresh and alone(step.inputs[0])
+            )
+            if isinstance(step, Step) and len(step.inputs) == 1
+            else step
+            for step in self.steps
+        )
 
     def value(self) -> int:
         self.size += 1
@@ -87,7 +118,10 @@ class _Reader:
         if isinstance(found, fx.Node):
             if found in self.constants:
                 return Known(self.constants[found])
-            return Value(self.looks[found] if found in self.looks else self.active[found])
+            if found in self.looks:
+                return Value(self.looks[found])
+            self.readers[self.active[found]] += 1
+            return Value(self.active[found])
         if isinstance(found, (list, tuple)):
             return (
                 type(found)([self.late(part) for part in found]) if type(found) is tuple else [*map(self.late, found)]
@@ -105,6 +139,8 @@ class _Reader:
     def constant(self, node: fx.Node) -> None:
         place = len(self.makes)
         if node.op == "get_attr":
+            if not _path(node):
+                raise Unsupported("the critic makes a constant tensor; let it be a buffer")
             self.makes.append(Make(None, _path(node), (), place))
         else:
             self.makes.append(self.make(node, self.constants, place))
@@ -126,21 +162,18 @@ class _Reader:
         return node.target in OVERWRITING or bool(node.kwargs.get("inplace", False))
 
     def add(self, node: fx.Node, pieces: Sequence[Piece], *sources: fx.Node) -> None:
-        """Append steps, each of the one before, the first of ``sources``. What nobody else reads may be overwritten."""
+        """Append steps, each of the one before, the first of ``sources``."""
         at = tuple(self.active[source] for source in sources)
-        single = len(sources) == 1 and len(sources[0].users) == 1
+        if self.in_place(node):
+            self.overwritten.append((node, at[0]))
         for rule, params in pieces:
-            overwrite = single and at[0] in self.fresh
-            self.steps.append(Step(rule, at, params, self.value(), overwrite))
-            at, single = (self.size - 1,), True
-            if rule.fresh:
-                self.fresh.add(at[0])
+            self.steps.append(Step(rule, at, params, self.value(), False))
+            self.readers.update(at)
+            at = (self.size - 1,)
         self.active[node] = at[0]
 
     def node(self, node: fx.Node) -> None:
         first = node.args[0] if node.args else None
-        if self.in_place(node) and isinstance(first, fx.Node) and _shared(first):
-            raise Unsupported("overwrites what something else reads")
         if node.op == "call_module":
             return self.module(node)
         if node.target in ("size", "dim") or (
@@ -150,6 +183,8 @@ class _Reader:
             return None
         if node.target in ARITHMETIC and len(node.args) == 2 and not node.kwargs:
             return self.arithmetic(node, ARITHMETIC[node.target])
+        if node.target is operator.getitem:
+            return self.part(node)
         if node.target in (torch.cat, torch.concat):
             return self.join(node, *node.args, **node.kwargs)
         if not (isinstance(first, fx.Node) and first in self.active):
@@ -174,8 +209,8 @@ class _Reader:
         m = self.layer(node)
         if couples(m):
             raise Unsupported("couples the samples of a batch")
-        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
-            raise Unsupported("has hooks")
+        if _changed(m):
+            raise Unsupported("has hooks, or another forward method than its class")
         build = MODULES.get(plain_type(m))
         if build is None or len(node.args) != 1 or node.kwargs:
             raise Unsupported("has no rule")
@@ -188,6 +223,19 @@ class _Reader:
         if dim == 0:
             raise Unsupported("joins along the batch")
         self.add(node, [(rules.Concatenate(dim), ())], *tensors)
+
+    def part(self, node: fx.Node) -> None:
+        """``h[:, a:b]`` and the like, of every sample alike."""
+        source, index = cast("tuple[fx.Node, Any]", node.args)
+        if not (isinstance(index, tuple) and index[:1] in ((slice(None),), (Ellipsis,)) and not _nodes(index)):
+            raise Unsupported("has no rule")
+
+        def back(a: Tensor, h: Tensor) -> Tensor:
+            found = torch.zeros_like(h)
+            found[index] = a.to(h.dtype)
+            return found
+
+        self.add(node, [(rules.Map(lambda h: h[index], back), ())], source)
 
     def arithmetic(self, node: fx.Node, kind: str) -> None:
         left, right = node.args
@@ -210,15 +258,19 @@ class _Reader:
         return self.add(node, [(rules.Scale(), params)], branch)  # type: ignore[arg-type]
 
 
-def _shared(node: fx.Node) -> bool:
-    """Whether more than one step reads a tensor, by itself or as the view that it is."""
-    while len(node.users) == 1 and node.target in (*VIEWS, torch.flatten, "flatten"):
-        node = node.args[0]  # type: ignore[assignment]
-    return len(node.users) > 1
+def _changed(m: nn.Module) -> bool:
+    """Whether more than its class says happens when a layer is called."""
+    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+    return bool(hooks) or "forward" in m.__dict__
 
 
 def _method(name: str) -> Callable[..., Any]:
     return lambda t, *args, **kwargs: getattr(t, name)(*args, **kwargs)
+
+
+def _nodes(index: tuple[Any, ...]) -> bool:
+    parts = [(p.start, p.stop, p.step) if isinstance(p, slice) else (p,) for p in index]
+    return any(isinstance(value, (fx.Node, Tensor)) for part in parts for value in part)
 
 
 def _path(node: fx.Node) -> str:
@@ -245,9 +297,19 @@ def read(critic: nn.Module) -> Program:
     Raises:
         Unsupported: it has a layer without a rule, or it cannot be followed at all; the message says where.
     """
+    before = [(m, dict(m.__dict__)) for m in critic.modules()]
+    kept = [(c, c.copy()) for _, found in before for c in found.values() if type(c) in (list, dict, set)]
     try:
         return _Reader(critic).read()
     except Unsupported:
         raise
     except Exception as error:  # what a forward pass can run into when its input is no tensor has no common class
         raise Unsupported(f"torch.fx cannot follow its forward pass: {str(error).splitlines()[0]}") from error
+    finally:
+        # What the forward pass notes down must not be of a reading.
+        for m, found in before:
+            m.__dict__.clear()
+            m.__dict__.update(found)
+        for container, found in kept:
+            container.clear()
+            container.extend(found) if isinstance(container, list) else container.update(found)
