@@ -140,7 +140,8 @@ def _program(critic: nn.Module, inputs: Inputs, mode: str, penalty: Penalty, los
 
     def call() -> Sequence[Tensor]:
         optimizer.zero_grad()
-        value = whole() if whole else loss(critic, inputs["real"], inputs["fake"]) + penalty(critic, inputs)
+        # The penalty first: what it needs meanwhile is not there any more when the scores' graph is.
+        value = whole() if whole else penalty(critic, inputs) + loss(critic, inputs["real"], inputs["fake"])
         value.backward()
         optimizer.step()
         return (value.detach(), *[p.grad for p in shown if p.grad is not None])
@@ -179,7 +180,7 @@ def _compiled(geometry: Geometry, inputs: Inputs, mode: str) -> Built:
 
 def _compiled_ours(geometry: Geometry, inputs: Inputs, mode: str) -> Program:
     def whole(critic: nn.Module, inputs: Inputs) -> Tensor:
-        return _loss(critic, inputs["real"], inputs["fake"]) + ours(critic, inputs)
+        return ours(critic, inputs) + _loss(critic, inputs["real"], inputs["fake"])
 
     fast: Any = torch.compile(whole, fullgraph=True, dynamic=False)
     return _program(geometry.build(inputs), inputs, mode, fast, fast)

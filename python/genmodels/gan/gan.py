@@ -170,10 +170,12 @@ class GAN(Model):
     def critic_losses(self, batch: Any, real: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             fake = self.generator(self.noise(len(real)))
+        # The penalty first: what it needs meanwhile is not there any more when the graph of the scores is.
+        penalty = None if self.penalty == "none" else self.penalise(real, fake)
         found = self.judge(wide(self.discriminator(real)), wide(self.discriminator(fake)))
-        if self.penalty != "none":
-            found["penalty"] = self.penalise(real, fake)
-            found["loss"] = found["loss"] + found["penalty"]
+        if penalty is not None:
+            found["penalty"] = penalty
+            found["loss"] = found["loss"] + penalty
         return found
 
     def judge(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
