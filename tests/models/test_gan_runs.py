@@ -11,7 +11,7 @@ import torch
 from genmodels.cli import main
 from genmodels.data import DENSITIES
 from genmodels.gan.recipe import DCGANRecipe, GANRecipe, SemiSupervisedRecipe, WGANGPRecipe, WGANRecipe
-from genmodels.training import Fit, best_weights, fit
+from genmodels.training import Best, Fit, best_weights, fit
 from genmodels.training.checkpoint import load_newest
 from tests.streams import Stopping
 
@@ -58,9 +58,13 @@ def test_train_sample_evaluate_record(
     row = json.loads(record.read_text())
     assert row["judged_by"] in said.err
     best = best_weights(run)
-    assert (best is None) == (model == "semi-gan")
-    assert row["weights"] == (best[1]["step"] if best else 30)
-    assert best is None or f"weights of step {best[1]['step']}, the best by {best[1]['metric']}" in said.err
+    assert best is not None
+    by = best[1]["metric"]
+    judged = {line["step"]: line[by] for line in log if line["event"] == "evaluate"}
+    choose = min if best[1]["direction"] == "min" else max
+    assert best[1]["value"] == pytest.approx(choose(judged.values()), rel=1e-6)
+    assert row["weights"] == best[1]["step"]
+    assert f"weights of step {best[1]['step']}, the best by {by}" in said.err
 
     assert main(["evaluate", str(run), "--weights", "last", "--split", "valid"]) == 0
     last = json.loads(capsys.readouterr().out)
@@ -100,6 +104,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe: GANRecipe, tmp_path: 
     assert int(whole["model.updates"]) == 12
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_the_best_classifier_is_chosen_by_few_labels() -> None:
+    recipe = SemiSupervisedRecipe(data="digits", labels=50)
+    data = recipe.dataset()
+    few = recipe.few(data)  # type: ignore[arg-type]
+    assert few.y.bincount().tolist() == [5] * 10  # type: ignore[union-attr]
+    valid = {x.numpy().tobytes() for x in data.splits["valid"].x}  # type: ignore[union-attr]
+    assert all(x.numpy().tobytes() in valid for x in few.x)
+    # Not as many of every class as there are labels are among the validation images.
+    scarce = SemiSupervisedRecipe(data="digits", labels=1000).few(data)  # type: ignore[arg-type]
+    least = data.splits["valid"].y.bincount().min()  # type: ignore[union-attr]
+    assert scarce.y.bincount().tolist() == [least] * 10  # type: ignore[union-attr]
+    assert recipe.best(data) == Best("valid_few_accuracy", "max")
 
 
 def test_a_generator_learns_a_ring(tmp_path: Path) -> None:

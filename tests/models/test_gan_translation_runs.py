@@ -11,7 +11,7 @@ import torch
 
 from genmodels.cli import main
 from genmodels.gan.translation_recipe import CycleGANRecipe, Pix2PixRecipe
-from genmodels.training import Fit, fit
+from genmodels.training import Fit, best_weights, fit
 from genmodels.training.checkpoint import load_newest
 from tests.streams import Stopping
 
@@ -79,6 +79,7 @@ def _png(path: Path) -> bool:
                 "test_frechet_domains",
                 "test_frechet_to_x",
                 "test_frechet_to_y",
+                "test_frechet",
             },
         ),
     ],
@@ -92,7 +93,7 @@ def test_train_sample_evaluate_record(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, record = tmp_path / "run", tmp_path / "models.jsonl"
-    small = ["--data", "digits", "--batch-size", "4", "--max-steps", "4", "--evaluations", "1"]
+    small = ["--data", "digits", "--batch-size", "4", "--max-steps", "4", "--evaluations", "2"]
     assert main(["train", model, *small, *options, "--threads", "1", "--out", str(run)]) == 0
     assert "judged by extractor fashion28 (128 features)" in capsys.readouterr().out
     assert all(_png(run / f"{name}.png") for name in drawn)
@@ -100,6 +101,13 @@ def test_train_sample_evaluate_record(
     found = json.loads(capsys.readouterr().out)
     assert set(found) == figures
     assert all(math.isfinite(value) for value in found.values())
+    best = best_weights(run)
+    assert best is not None
+    assert best[1]["metric"] == {"pix2pix": "valid_l1", "cyclegan": "valid_frechet"}[model]
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    judged = {line["step"]: line[best[1]["metric"]] for line in lines if line["event"] == "evaluate"}
+    assert judged[best[1]["step"]] == min(judged.values()) == pytest.approx(best[1]["value"], rel=1e-6)
+    assert json.loads(record.read_text())["weights"] == best[1]["step"]
     report = json.loads((run / "result.json").read_text())
     assert found == {name: pytest.approx(report[name]) for name in found}
     assert "N " in json.loads(record.read_text())["judged_by"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import pictures
-from ..data import AudioDataset, BatchStream, Dataset, Density, ImageDataset
+from ..data import AudioDataset, Batch, BatchStream, Dataset, Density, ImageDataset
 from ..errors import DataError
 from ..recipe import Recipe
 from ..training import Best, Fit, Part, Result, fit
@@ -152,7 +152,7 @@ class GANRecipe(Recipe):
 
     # How good it is.
 
-    def best(self, dataset: Dataset) -> Best | None:
+    def best(self, dataset: Dataset) -> Best:
         if hasattr(dataset, "centres"):
             # The sliced distance prefers a cloud over all modes to most of them sharp.
             return Best("valid_overlap", "max")
@@ -222,8 +222,7 @@ class GANRecipe(Recipe):
         files = {name: out / f"{name}.png" for name in names}
         self.draw_samples(model, dataset, files["samples"], n=96 if images else 5000, seed=1, temperature=1.0)
         drawn.losses(files["losses"], log)
-        best = self.best(dataset) or Best("valid_frechet")
-        drawn.figure(files["figure"], log, best)
+        drawn.figure(files["figure"], log, self.best(dataset))
         if images:
             drawn.interpolations(files["interpolation"], model, spherical=self.spherical)
             drawn.arithmetic(files["arithmetic"], model)
@@ -335,16 +334,26 @@ class SemiSupervisedRecipe(GANRecipe):
         )
         return cast(BatchStream, stream)
 
-    def best(self, dataset: Dataset) -> Best | None:
-        # To choose by the accuracy on thousands of labels would be to learn from them.
-        return None
+    def best(self, dataset: Dataset) -> Best:
+        return Best("valid_few_accuracy", "max")
+
+    def few(self, dataset: ImageDataset) -> Batch:
+        """As many labelled validation images as there are labelled training images: to choose weights by the accuracy on
+        thousands would be to learn from their labels (Oliver et al., "Realistic evaluation of deep semi-supervised
+        learning algorithms", 2018, section 4.6)."""
+        valid, classes = dataset.splits["valid"], self.outputs(dataset)
+        each = min(self.labels // classes, int(cast(Tensor, valid.y).bincount(minlength=classes).min()))
+        return keep_labels(valid, each * classes, classes, seed=self.fit.seed)[0] if each else valid
 
     def figures(self, model: GAN, dataset: Dataset, judge: ImageJudge | VectorJudge) -> dict[str, float]:
-        """Also the share of images classified rightly; on the test data beside that of the same classifier alone."""
+        """Also the share of images classified rightly; on the validation data also of only as many as have labels in
+        training, on the test data beside that of the same classifier alone."""
         assert isinstance(model, SemiSupervisedGAN)
         images, split = cast(ImageDataset, dataset), judge.split
         found = super().figures(model, dataset, judge)
-        found[f"{split}_accuracy"] = _accuracy(model, model.discriminator, images, split)
+        found[f"{split}_accuracy"] = _accuracy(model, model.discriminator, images.splits[split])
+        if split == "valid":
+            found["valid_few_accuracy"] = _accuracy(model, model.discriminator, self.few(images))
         if split == "test":
             alone = [self.classifier_alone(model, images, seed) for seed in range(5)]
             found["test_labels_alone"] = sum(alone) / len(alone)
@@ -361,12 +370,10 @@ class SemiSupervisedRecipe(GANRecipe):
                 optimizer.zero_grad()
                 F.cross_entropy(classifier(model.inside(x)), y).backward()
                 optimizer.step()
-        return _accuracy(model, classifier.eval(), dataset, "test")
+        return _accuracy(model, classifier.eval(), dataset.splits["test"])
 
 
 @torch.no_grad()
-def _accuracy(model: SemiSupervisedGAN, classifier: nn.Module, dataset: ImageDataset, split: str) -> float:
-    right = 0
-    for x, y in dataset.batches(split):
-        right += int((classifier(model.inside(x.to(model.device))).argmax(1).cpu() == y).sum())
-    return right / len(dataset.splits[split].x)
+def _accuracy(model: SemiSupervisedGAN, classifier: nn.Module, data: Batch) -> float:
+    found = [classifier(model.inside(x.to(model.device))).argmax(1).cpu() for x in data.x.split(256)]
+    return float((torch.cat(found) == cast(Tensor, data.y)).double().mean())
