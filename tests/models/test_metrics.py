@@ -112,7 +112,7 @@ def test_sums_do_not_depend_on_batches_and_zero_is_zero() -> None:
 @pytest.mark.filterwarnings("ignore:.*too few")
 def test_images_features_and_inference_mode_may_come_in_any_order() -> None:
     network = metrics.fashion28()
-    batches = [_images(100, seed) for seed in range(5)]
+    batches = [_images(200, seed) for seed in range(5)]
     mixed, plain = FrechetDistance(network), FrechetDistance(network)
     for i, images in enumerate(batches):
         with torch.inference_mode(i % 3 == 0):
