@@ -187,7 +187,7 @@ def penalty() -> Iterator[Case]:
         yield f"{name} interpolate", lambda: family.random_interpolate(g, g, key, 5)
         yield f"{name} forward", lambda: family.norm_penalty(g, 1.0, False)
         yield f"{name} backward", lambda: family.norm_penalty_backward(weight, g, 1.0, True)
-        yield f"{name} both", lambda: family.norm_penalty_and_backward(g, 0.0, False)
+        yield f"{name} both", lambda: family.norm_penalty_gradient(g, 0.0, False)
 
     for exponent in range(8):
         yield from calls(f"{2**exponent}", _empty(64, 2**exponent))

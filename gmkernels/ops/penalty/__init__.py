@@ -23,6 +23,7 @@ __all__ = [
     "dragan_penalty",
     "gradient_penalty",
     "norm_penalty",
+    "norm_penalty_gradient",
     "penalty_route",
     "r1_penalty",
     "r2_penalty",
@@ -268,6 +269,27 @@ def norm_penalty(g: Tensor, *, target: float = 1.0, one_sided: bool = False, bac
     """
     _samples("norm_penalty", "g", g)
     return library.norm_penalty(g, _amount("norm_penalty", "target", target), bool(one_sided), backend)
+
+
+def norm_penalty_gradient(
+    g: Tensor, *, target: float = 1.0, one_sided: bool = False, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """:func:`norm_penalty` with its gradient, from one visit to each sample.
+
+    Args:
+        g, target, one_sided, backend: as for :func:`norm_penalty`.
+
+    Returns:
+        The penalty (batch,), and its gradient by ``g``, ``2 (|g_i| - target) g_i / |g_i|`` and 0 at a norm of 0, in the
+        shape and dtype of ``g``, contiguous. No gradient flows to ``g``. Row-wise and bitwise reproducible.
+
+    Raises:
+        TypeError, ValueError: an argument has an unsupported type, shape, dtype or range.
+        BackendError: an explicitly requested backend cannot run.
+    """
+    op = "norm_penalty_gradient"
+    _samples(op, "g", g)
+    return library.norm_penalty_gradient(g.detach(), _amount(op, "target", target), bool(one_sided), backend)
 
 
 def _samples(op: str, name: str, value: Tensor) -> None:

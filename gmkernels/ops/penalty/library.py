@@ -44,9 +44,9 @@ norm_penalty_backward = Operator(
     "norm_penalty_backward(Tensor grad, Tensor g, float target, bool one_sided, str backend) -> Tensor",
     _fake_backward,
 )
-norm_penalty_and_backward = Operator(
+norm_penalty_gradient = Operator(
     "penalty",
-    "norm_penalty_and_backward(Tensor g, float target, bool one_sided, str backend) -> (Tensor, Tensor)",
+    "norm_penalty_gradient(Tensor g, float target, bool one_sided, str backend) -> (Tensor, Tensor)",
     _fake_both,
-    reference.norm_penalty_and_backward,
+    reference.norm_penalty_gradient,
 )

@@ -41,7 +41,7 @@ def norm_penalty_backward(grad: Tensor, g: Tensor, target: float, one_sided: boo
     return direction
 
 
-def norm_penalty_and_backward(g: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tensor]:
+def norm_penalty_gradient(g: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tensor]:
     penalty, direction = g.new_empty(g.shape[0], dtype=wide(g)), contiguous_like(g)
     _norm_penalty(g, None, direction, penalty, target, one_sided)
     return penalty, direction

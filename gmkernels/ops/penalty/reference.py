@@ -43,6 +43,6 @@ def slope(g: Tensor, target: float, one_sided: bool) -> Tensor:
     return factor.reshape(-1, *[1] * (g.dim() - 1))
 
 
-def norm_penalty_and_backward(g: Tensor, target: float = 1.0, one_sided: bool = False) -> tuple[Tensor, Tensor]:
+def norm_penalty_gradient(g: Tensor, target: float = 1.0, one_sided: bool = False) -> tuple[Tensor, Tensor]:
     """The penalty and its gradient by ``g``."""
     return norm_penalty(g, target, one_sided), (slope(g, target, one_sided) * g).to(g.dtype)

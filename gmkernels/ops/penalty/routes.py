@@ -320,7 +320,7 @@ def _passes(
     g = g.to(x.dtype)
     if not any(needs):
         return scale * library.norm_penalty(g, *how).sum(), [None] * len(tensors)
-    values, v = library.norm_penalty_and_backward(g, *how)
+    values, v = library.norm_penalty_gradient(g, *how)
     wanted = [[isinstance(p, Tensor) and next(need) for p in step] for step in params]
     found = [g for gs in passes.gradients(v, wanted) for g in gs]
     tensor = [isinstance(p, Tensor) for step in params for p in step]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gmkernels.ops.penalty import norm_penalty, random_interpolate
+from gmkernels.ops.penalty import norm_penalty, norm_penalty_gradient, random_interpolate
 
 from ..table import Case, ErrorCase, OperatorRow, Sizes, draw, narrow
 
@@ -96,6 +96,22 @@ def _norm_row(variant: str, target: float, one_sided: bool) -> OperatorRow:
     )
 
 
+def _gradient_row(variant: str, target: float, one_sided: bool) -> OperatorRow:
+    return OperatorRow(
+        name=f"norm_penalty_gradient[{variant}]",
+        operator="norm_penalty_gradient",
+        function=norm_penalty_gradient,
+        outputs=("penalty", "gradient"),
+        make=_gradients(target, one_sided),
+        errors=_NORM_ERRORS if variant == "two-sided" else (),
+        part=narrow("g"),
+        batched=("g",),
+        same_bits=("penalty", "gradient"),
+        nonfinite=("g",) if variant == "two-sided" else (),
+        **_COMMON,
+    )
+
+
 ROWS = (
     OperatorRow(
         name="random_interpolate",
@@ -113,4 +129,7 @@ ROWS = (
     _norm_row("two-sided", 1.0, False),
     _norm_row("one-sided", 1.0, True),
     _norm_row("R1", 0.0, False),
+    _gradient_row("two-sided", 1.0, False),
+    _gradient_row("one-sided", 1.0, True),
+    _gradient_row("R1", 0.0, False),
 )
