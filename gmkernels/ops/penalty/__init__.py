@@ -41,15 +41,15 @@ _ROUTES = """
       value and gradient then come from four passes of first order (see ``program.py``), in half the memory and about
       0.6 of the time that differentiating a backward pass takes, under ``torch.compile`` too. The forward method of
       ``critic`` runs once, to compare, and then only its layers' rules: it must be a function of its input, its modules
-      and their attributes. The gradient is ready when the function returns; it is a
-      constant, so a further derivative raises.
+      and their attributes. The gradient is ready when the function returns; it is a constant, so a further derivative
+      raises.
     * ``double-backward``: any other callable, by ``create_graph=True``.
 
     Both work under autocast (norms and penalties are float32 or wider), with gradient accumulation, ``GradScaler`` and
     ``DistributedDataParallel`` (hand over the wrapped critic, and sum the penalty with the loss of its forward pass).
     Layers that let the samples of a batch see each other (batch norm in training, minibatch discrimination) leave the
-    penalty of one sample undefined: a :class:`BatchCoupledWarning`. :func:`penalty_route` tells which route is taken,
-    and why not the other."""
+    penalty of one sample undefined: a :class:`BatchCoupledWarning`, where ``critic`` is a module or a method of one.
+    :func:`penalty_route` tells which route is taken, and why not the other."""
 
 _SHARED = """
         every: the penalty is computed in every so many steps only, and counts for as many (Karras et al., "Analyzing
