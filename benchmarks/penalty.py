@@ -135,13 +135,16 @@ def _program(critic: nn.Module, inputs: Inputs, mode: str, penalty: Penalty, los
              backend: str | None = None) -> Program:  # fmt: skip
     if mode == "fwd+bwd":
         return Program(lambda: (penalty(critic, inputs),), weights(critic), backend=backend)
+    # The penalty first: what it needs meanwhile is not there any more when the scores' graph is.
+    return _step(critic, lambda: penalty(critic, inputs) + loss(critic, inputs["real"], inputs["fake"]), backend)
+
+
+def _step(critic: nn.Module, loss: Callable[[], Tensor], backend: str | None = None) -> Program:
     shown, optimizer = list(critic.parameters()), torch.optim.Adam(critic.parameters(), 1e-4, (0.0, 0.9), fused=True)
-    whole = (lambda: loss(critic, inputs)) if penalty is loss else None
 
     def call() -> Sequence[Tensor]:
         optimizer.zero_grad()
-        # The penalty first: what it needs meanwhile is not there any more when the scores' graph is.
-        value = whole() if whole else penalty(critic, inputs) + loss(critic, inputs["real"], inputs["fake"])
+        value = loss()
         value.backward()
         optimizer.step()
         return (value.detach(), *[p.grad for p in shown if p.grad is not None])
@@ -183,7 +186,8 @@ def _compiled_ours(geometry: Geometry, inputs: Inputs, mode: str) -> Program:
         return ours(critic, inputs) + _loss(critic, inputs["real"], inputs["fake"])
 
     fast: Any = torch.compile(whole, fullgraph=True, dynamic=False)
-    return _program(geometry.build(inputs), inputs, mode, fast, fast)
+    critic = geometry.build(inputs)
+    return _step(critic, lambda: fast(critic, inputs))
 
 
 def _truth(geometry: Geometry, inputs: Inputs, maths: str, mode: str) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from . import nn, random
 from .core.backends import BackendError, use_backend
 from .core.doors import backend_for
+from .nn.matching import feature_matching_loss
 from .ops.autoregressive import gated_pixelcnn_sample, made_inverse, pixelcnn_sample, wavenet_sample
 from .ops.coupling import affine_coupling, planar_flow
 from .ops.gaussian import bernoulli_log_likelihood, gaussian_log_likelihood, gaussian_log_prob, reparameterize_kl
@@ -18,7 +19,6 @@ from .ops.gibbs import (
 )
 from .ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
 from .ops.masked_linear import masked_linear
-from .ops.matching import feature_matching_loss
 from .ops.minibatch import minibatch_discrimination
 from .ops.mlp import affine_coupling_mlp, mlp
 from .ops.penalty import (

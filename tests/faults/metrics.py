@@ -24,7 +24,7 @@ METRICS = [
     Fault("double-backward-halves-the-root", _CORE, "two * (k.r * r_d) * k.gain", "(k.r * r_d) * k.gain", _NORM),
     Fault("triton-variance-moves-half-the-mean", _OP + "triton.py", "q = 2.0 * (own * offset) * by_var",
           "q = (own * offset) * by_var", _NORM, triton=True),
-    Fault("features-matched-on-the-real-side-too", "gmkernels/ops/matching/__init__.py", "a.detach() if detach_real else a", "a",
+    Fault("features-matched-on-the-real-side-too", "gmkernels/nn/matching.py", "a.detach() if detach_real else a", "a",
           _MATCH),
     Fault("history-counts-a-step-too-many", _LAYER + "historical.py", "1.0 / self.steps.double()",
           "1.0 / (self.steps.double() + 1.0)", _MATCH),

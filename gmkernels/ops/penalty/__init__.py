@@ -38,11 +38,11 @@ _ROUTES = """
     * ``first-order``: for critics made of linear layers, convolutions, the usual activations, layer, group and instance
       norm, average and max pooling, dropout, reshapes, sums, products, concatenations, batch norm in evaluation, and
       ``gmk.nn``'s MLP, MaskedLinear, MaskedConv2d and CausalConv1d. Their forward pass is read once by ``torch.fx``;
-      value and gradient then come from four passes of first order (see ``program.py``), in half the memory and about
-      0.6 of the time that differentiating a backward pass takes, under ``torch.compile`` too. The forward method of
-      ``critic`` runs once, to compare, and then only its layers' rules: it must be a function of its input, its modules
-      and their attributes. The gradient is ready when the function returns; it is a constant, so a further derivative
-      raises.
+      value and gradient then come from four passes of first order (see ``program.py``), in 0.5 to 0.8 of the memory and
+      about 0.6 of the time that differentiating a backward pass takes, under ``torch.compile`` too. The forward method
+      of ``critic`` runs once, to compare, and then only its layers' rules: it must be a function of its input, its
+      modules and their attributes. The gradient is ready when the function returns; it is a constant, so a further
+      derivative raises.
     * ``double-backward``: any other callable, by ``create_graph=True``.
 
     Both work under autocast (norms and penalties are float32 or wider), with gradient accumulation, ``GradScaler`` and

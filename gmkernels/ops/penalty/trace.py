@@ -122,10 +122,10 @@ class _Reader:
                 return Value(self.looks[found])
             self.readers[self.active[found]] += 1
             return Value(self.active[found])
-        if isinstance(found, (list, tuple)):
-            return (
-                type(found)([self.late(part) for part in found]) if type(found) is tuple else [*map(self.late, found)]
-            )
+        if isinstance(found, tuple):
+            return tuple(map(self.late, found))
+        if isinstance(found, list):
+            return [*map(self.late, found)]
         return found
 
     def make(self, node: fx.Node, known: dict[fx.Node, int], place: int) -> Make:

@@ -137,15 +137,13 @@ class BiGAN(GAN):
         z = self.noise(len(real))
         with torch.no_grad():
             fake, code = self.generator(z), self.encoder(real)
+        pairs = (torch.cat([x.flatten(1), code], 1) for x, code in ((real, code.to(real)), (fake.to(real), z)))
+        penalty = None if self.penalty == "none" else self.penalise(*pairs)
         found = self.judge(wide(self.discriminator(real, code)), wide(self.discriminator(fake, z)))
-        if self.penalty != "none":
-            pairs = (torch.cat([x.flatten(1), code], 1) for x, code in ((real, code.to(real)), (fake.to(real), z)))
-            found["penalty"] = self.penalise(*pairs)
-            found["loss"] = found["loss"] + found["penalty"]
-        return found
+        return self.penalised(found, penalty)
 
-    def generator_losses(self, real: Tensor) -> dict[str, Tensor]:
-        z = self.noise(len(real))
+    def generator_losses(self, x: Tensor) -> dict[str, Tensor]:
+        real, z = self.inside(x), self.noise(len(x))
         pairs = (real, self.encoder(real)), (self.generator(z), z)
         if self.techniques.feature_matching:
             features = [self.discriminator.features(*pair) for pair in pairs]  # type: ignore[operator]

@@ -117,6 +117,11 @@ class GAN(Model):
 
     # What goes in and what comes out.
 
+    def _shaped(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"expected samples (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        return x
+
     def inside(self, x: Tensor) -> Tensor:
         """Samples as the networks see them.
 
@@ -124,8 +129,7 @@ class GAN(Model):
             ValueError: another shape than the model's, or floating-point pixels outside [0, 1].
             TypeError: integers other than uint8.
         """
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"expected samples (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        self._shaped(x)
         if x.dtype == torch.uint8 and self.images:
             return x.to(self.dtype).mul_(2 / (self.levels - 1)).sub_(1)
         if not x.is_floating_point():
@@ -152,12 +156,12 @@ class GAN(Model):
         """The loss of ``critic`` or ``generator`` on a batch (its ``x``); call them in this order."""
         if part not in ("critic", "generator"):
             raise ValueError(f"part must be 'critic' or 'generator', got {part!r}")
-        real = self.inside(self.real(batch))
-        if len(real) < self.least:
+        x = self._shaped(self.real(batch))
+        if len(x) < self.least:
             raise ValueError(
-                f"a batch of {len(real)} is too small: batch norm and minibatch discrimination compare its samples"
+                f"a batch of {len(x)} is too small: batch norm and minibatch discrimination compare its samples"
             )
-        found = self.critic_losses(batch, real) if part == "critic" else self.generator_losses(real)
+        found = self.critic_losses(batch, self.inside(x)) if part == "critic" else self.generator_losses(x)
         if self.techniques.historical:
             found["historical"] = self.techniques.historical * self.history[part].penalty()  # type: ignore[operator]
             found["loss"] = found["loss"] + found["historical"]
@@ -173,10 +177,14 @@ class GAN(Model):
         # The penalty first: what it needs meanwhile is not there any more when the graph of the scores is.
         penalty = None if self.penalty == "none" else self.penalise(real, fake)
         found = self.judge(wide(self.discriminator(real)), wide(self.discriminator(fake)))
-        if penalty is not None:
-            found["penalty"] = penalty
-            found["loss"] = found["loss"] + penalty
-        return found
+        return self.penalised(found, penalty)
+
+    @staticmethod
+    def penalised(found: dict[str, Tensor], penalty: Tensor | None) -> dict[str, Tensor]:
+        """The critic's losses with the penalty, if there is one."""
+        if penalty is None:
+            return found
+        return found | {"penalty": penalty, "loss": found["loss"] + penalty}
 
     def judge(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """The critic's loss of the scores (B,) of real and fake samples, and figures to log."""
@@ -205,12 +213,13 @@ class GAN(Model):
             return gmk.r2_penalty(critic, fake, self.penalty_weight)
         return gmk.dragan_penalty(critic, real, lambda_=self.penalty_weight)
 
-    def generator_losses(self, real: Tensor) -> dict[str, Tensor]:
-        fake = self.generator(self.noise(len(real)))
+    def generator_losses(self, x: Tensor) -> dict[str, Tensor]:
+        """Of as many samples as there are in ``x``, which is looked at by feature matching only."""
+        fake = self.generator(self.noise(len(x)))
         if not self.techniques.feature_matching:
             return {"loss": self.fool(wide(self.discriminator(fake)))}
         with torch.no_grad():
-            wanted = self.discriminator.features(real)  # type: ignore[operator]
+            wanted = self.discriminator.features(self.inside(x))  # type: ignore[operator]
         return {"loss": gmk.feature_matching_loss(wanted, self.discriminator.features(fake))}  # type: ignore[operator]
 
     def fool(self, fake: Tensor) -> Tensor:
