@@ -111,16 +111,16 @@ class _Ours(nn.Module):
     def __init__(self, inputs: Inputs, maths: str) -> None:
         super().__init__()
         scale_map, clamp, self.inverse, self.mixed = MAPS[maths]
-        self.steps, self.scales, self.shifts = nn.ModuleList(), nn.ParameterList(), nn.ParameterList()
+        self.steps = nn.ModuleList()
         for i in range(COUPLINGS):
             net = gmk.nn.MLP(HALF, [HIDDEN, HIDDEN], FEATURES)
             for j, layer in enumerate(net.layers):
                 found = self._turned([inputs[f"{i}.weight{j}"], inputs[f"{i}.bias{j}"]], i, j)
                 layer.weight, layer.bias = map(nn.Parameter, found)
-            self.steps.append(gmk.nn.AffineCoupling(net, split=_split(i), scale_map=scale_map, clamp=clamp))
-            if self.mixed:
-                self.scales.append(inputs["x"].new_zeros(FEATURES))
-                self.shifts.append(inputs["x"].new_zeros(FEATURES))
+            actnorm = FEATURES if self.mixed else None
+            self.steps.append(
+                gmk.nn.AffineCoupling(net, split=_split(i), scale_map=scale_map, clamp=clamp, actnorm=actnorm)
+            )
 
     def _turned(self, layer: Sequence[Tensor], i: int, j: int) -> list[Tensor]:
         """A layer of the case as ours, and a gradient of ours as the case's."""
@@ -133,15 +133,14 @@ class _Ours(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor | float = 0.0
-        for i, step in enumerate(self.steps):
+        for step in self.steps:
             x, logdet = step.inverse(x) if self.inverse else step(x)  # type: ignore[operator]
             total = total + logdet
-            if self.mixed:
-                x, logdet = gmk.affine_coupling(x, self.scales[i], self.shifts[i])
-                total = total + logdet
         return _log_prob(x, total)  # type: ignore[arg-type]
 
     def gradients(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        found = zip(self.named_parameters(), grads, strict=True)
+        grads = [grad for (name, _), grad in found if "conditioner" in name]
         layers = [(i, j) for i in range(COUPLINGS) for j in range(3)]
         return [t for n, (i, j) in enumerate(layers) for t in self._turned(grads[2 * n : 2 * n + 2], i, j)]
 

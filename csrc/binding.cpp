@@ -116,7 +116,7 @@ void likelihood(const py::tuple& size, py::handle location, py::handle logvar, p
   run(Entry, args, z.batch * z.outer * z.inner);
 }
 
-using Coupling = std::tuple<int64_t, int64_t, int, bool, double, Address, Address>;
+using Coupling = std::tuple<int64_t, int64_t, int, bool, double, Address, Address, Address, Address, Address, Address>;
 
 template <int (*Entry)(const gmk_mlp_args*)>
 void mlp(int64_t batch, const std::vector<int64_t>& widths, int dtype, int activation, Address x, int64_t x_step,
@@ -136,9 +136,12 @@ void mlp(int64_t batch, const std::vector<int64_t>& widths, int dtype, int activ
     work += batch * widths[l] * widths[l + 1];
   }
   if (coupling) {
-    Address grad_logdet, out_logdet;
-    std::tie(args.features, args.split, args.scale_map, args.inverse, args.clamp, grad_logdet, out_logdet) = *coupling;
+    Address grad_logdet, out_logdet, log_scale, shift, out_log_scale, out_shift;
+    std::tie(args.features, args.split, args.scale_map, args.inverse, args.clamp, grad_logdet, out_logdet, log_scale,
+             shift, out_log_scale, out_shift) = *coupling;
     args.grad_logdet = at(grad_logdet), args.out_logdet = at(out_logdet);
+    args.norm_log_scale = at(log_scale), args.norm_shift = at(shift);
+    args.out_norm_log_scale = at(out_log_scale), args.out_norm_shift = at(out_shift);
   }
   run(Entry, args, work);
 }

@@ -3,6 +3,7 @@
 // before the sums over the batch).
 #include <array>
 #include <memory>
+#include <numeric>
 
 #include "../coupling/affine.h"
 #include "gmk/dispatch.h"
@@ -99,9 +100,9 @@ void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, in
 template <class T> struct Couple {
   // x -> y; returns the log-determinant
   T (*forward)(const T* x, const T* s, const T* t, int64_t n, T c, bool inverse, T* y);
-  // the gradient g of y and l of the log-determinant -> that of x (if wanted), and those of s and t
+  // the gradient g of y and l of the log-determinant -> that of x (if wanted), those of s and t, and g y (if wanted)
   void (*backward)(const T* g, T l, const T* x, const T* s, const T* t, int64_t n, T c, bool inverse, T* dx, T* ds,
-                   T* dt);
+                   T* dt, T* gy);
 };
 
 template <class T, int Map> struct CoupleBy {
@@ -117,11 +118,11 @@ template <class T, int Map> struct CoupleBy {
     return logdet.total();
   }
   static void backward(const T* g, T l, const T* x, const T* s, const T* t, int64_t n, T c, bool inverse, T* dx, T* ds,
-                       T* dt) {
+                       T* dt, T* gy) {
     walk(n, [&](int64_t i, int lanes) {
-      const P gi = get(g + i, lanes);
-      const Backward<P> r =
-          affine_backward<Map>(gi, P(l), get(x + i, lanes), get(s + i, lanes), get(t + i, lanes), c, inverse);
+      const P gi = get(g + i, lanes), xi = get(x + i, lanes), si = get(s + i, lanes), ti = get(t + i, lanes);
+      const Backward<P> r = affine_backward<Map>(gi, P(l), xi, si, ti, c, inverse);
+      if (gy) put(gy + i, lanes, gi * affine_forward<Map>(xi, si, ti, c, inverse).y);
       if (dx) put(dx + i, lanes, r.x);
       put(ds + i, lanes, r.s);
       put(dt + i, lanes, inverse ? -r.x : gi);
@@ -219,13 +220,34 @@ template <class T, int kind> struct Mlp {
         &shared);
   }
 
+  // What every number of a coupling's result is multiplied by and shifted by afterwards, if it is.
+  struct Norm {
+    T* gain;
+    const T* shift;
+    T logdet = T(0);
+  };
+  Norm norm(Arena& arena) const {
+    return {a.norm_log_scale ? arena.take<T>(a.features + kLanes) : nullptr, static_cast<const T*>(a.norm_shift)};
+  }
+  void fill(Norm& n) const {
+    if (!n.gain) return;
+    RowSum<T> sum;
+    walk(a.features, [&](int64_t i, int lanes) {
+      const P log_scale = get(static_cast<const T*>(a.norm_log_scale) + i, lanes);
+      put(n.gain + i, lanes, exp(log_scale));
+      sum.add(int(i / kLanes % GMK_ISA::kPacks), lanes, log_scale);
+    });
+    n.logdet = sum.total();
+  }
+
   void forward() const {
     thread_local Scratch mine;
     Arena size(nullptr);
-    matrices(size, false);
+    matrices(size, false), norm(size);
     Arena arena(mine.of(size.bytes()));
     auto w = matrices(arena, false);
-    pack_all(w, false, true);
+    Norm after = norm(arena);
+    pack_all(w, false, true), fill(after);
     int64_t widest = 0;
     for (int64_t l = 1; l < a.layers; ++l) widest = std::max(widest, a.widths[l]);
     each_share([&](int64_t first, int64_t rows) {
@@ -246,14 +268,14 @@ template <class T, int kind> struct Mlp {
           });
         piece = {active, width}, step = width;
       }
-      if (a.split) transform(first, rows);
+      if (a.split) transform(first, rows, after);
       own.shrink();
     });
     mine.shrink();
   }
 
   // The coupling itself, for some samples.
-  void transform(int64_t first, int64_t rows) const {
+  void transform(int64_t first, int64_t rows, const Norm& after) const {
     const T c = scale_constant<T>(a.scale_map, a.clamp);
     for (int64_t b = first; b < first + rows; ++b) {
       const T* x = static_cast<const T*>(a.x) + b * a.x_step;
@@ -261,19 +283,29 @@ template <class T, int kind> struct Mlp {
       T* y = static_cast<T*>(a.out) + b * a.features;
       std::copy_n(x + kept, a.widths[0], y + kept);
       static_cast<T*>(a.out_logdet)[b] =
-          couple.forward(x + changed, s, s + count, count, c, a.inverse != 0, y + changed);
+          couple.forward(x + changed, s, s + count, count, c, a.inverse != 0, y + changed) + after.logdet;
+      if (after.gain)
+        walk(a.features, [&](int64_t i, int lanes) {
+          put(y + i, lanes, fma(get(y + i, lanes), get(after.gain + i, lanes), get(after.shift + i, lanes)));
+        });
     }
   }
-  // Its gradients: by log-scale and shift into `slopes`, by what it transforms into out_x.
-  void transform_backward(int64_t first, int64_t rows, T* slopes) const {
+  // Its gradients: by log-scale and shift into `slopes`, by what it transforms into out_x. `grad` and `along` are those
+  // by the coupling's result, and their products with it, if these are needed.
+  void transform_backward(int64_t first, int64_t rows, const T* grad, int64_t grad_step, T* slopes, T* along) const {
     const T c = scale_constant<T>(a.scale_map, a.clamp);
     for (int64_t b = first; b < first + rows; ++b) {
       const T* x = static_cast<const T*>(a.x) + b * a.x_step;
       const T* s = static_cast<const T*>(a.hidden) + b * hidden + offset[a.layers];
-      T* ds = slopes + b * hidden + offset[a.layers];
-      couple.backward(static_cast<const T*>(a.grad) + b * a.grad_step + changed,
-                      static_cast<const T*>(a.grad_logdet)[b], x + changed, s, s + count, count, c, a.inverse != 0,
-                      a.out_x ? static_cast<T*>(a.out_x) + b * a.features + changed : nullptr, ds, ds + count);
+      const T* g = grad + b * grad_step;
+      T *ds = slopes + b * hidden + offset[a.layers], *gy = along ? along + b * a.features : nullptr;
+      couple.backward(g + changed, static_cast<const T*>(a.grad_logdet)[b], x + changed, s, s + count, count, c,
+                      a.inverse != 0, a.out_x ? static_cast<T*>(a.out_x) + b * a.features + changed : nullptr, ds,
+                      ds + count, gy ? gy + changed : nullptr);
+      if (gy)
+        walk(a.widths[0], [&](int64_t i, int lanes) {
+          put(gy + kept + i, lanes, get(g + kept + i, lanes) * get(x + kept + i, lanes));
+        });
     }
   }
 
@@ -317,26 +349,43 @@ template <class T, int kind> struct Mlp {
   void backward() const {
     thread_local Scratch mine;
     const int64_t stored = a.batch * hidden + kLanes;
-    const auto lay_out = [&](Arena& arena) { return std::pair(arena.take<T>(stored), arena.take<T>(stored)); };
+    const int64_t scaled_size = a.norm_log_scale ? a.batch * a.features + kLanes : 0;
+    struct Kept {
+      T *active, *slopes;  // of every hidden number: its activation, and the gradient by it
+      T *scaled, *along;   // the gradient by what the coupling gives, and its product with that
+    };
+    const auto lay_out = [&](Arena& arena) {
+      return Kept{arena.take<T>(stored), arena.take<T>(stored), arena.take<T>(scaled_size),
+                  arena.take<T>(a.out_norm_log_scale ? scaled_size : 0)};
+    };
     Arena size(nullptr);
-    lay_out(size), matrices(size, true);
+    lay_out(size), matrices(size, true), norm(size);
     Arena arena(mine.of(size.bytes()));
-    const auto [active, slopes] = lay_out(arena);  // of every hidden number: its activation, and the gradient by it
+    const Kept k = lay_out(arena);
     auto w = matrices(arena, true);
-    pack_all(w, true, a.out_x != nullptr);
-    const T* grad = static_cast<const T*>(a.grad);
-    each_share([&, active = active, slopes = slopes](int64_t first, int64_t rows) {
-      if (a.split) transform_backward(first, rows, slopes);
+    Norm after = norm(arena);
+    pack_all(w, true, a.out_x != nullptr), fill(after);
+    const T* grad = after.gain ? k.scaled : static_cast<const T*>(a.grad);
+    const int64_t grad_step = after.gain ? a.features : a.grad_step;
+    T *active = k.active, *slopes = k.slopes, *along = a.out_norm_log_scale ? k.along : nullptr;
+    each_share([&](int64_t first, int64_t rows) {
+      if (after.gain)
+        for (int64_t b = first; b < first + rows; ++b)
+          walk(a.features, [&](int64_t i, int lanes) {
+            const P g = get(static_cast<const T*>(a.grad) + b * a.grad_step + i, lanes);
+            put(k.scaled + b * a.features + i, lanes, g * get(after.gain + i, lanes));
+          });
+      if (a.split) transform_backward(first, rows, grad, grad_step, slopes, along);
       for (int64_t l = a.layers - 1; l >= (a.out_x ? 0 : 1); --l) {
         const bool outside = l + 1 == a.layers && !a.split;
-        const int64_t width = a.widths[l], from_step = outside ? a.grad_step : hidden;
-        const Piece<T> piece{outside ? grad + first * a.grad_step : slopes + first * hidden + offset[l + 1],
+        const int64_t width = a.widths[l], from_step = outside ? grad_step : hidden;
+        const Piece<T> piece{outside ? grad + first * grad_step : slopes + first * hidden + offset[l + 1],
                              a.widths[l + 1]};
         const Source<T> from{&piece, 1, from_step};
         if (l == 0) {
           const int64_t step = a.split ? a.features : width;
           Target<T> to{w[0].bias, 0, static_cast<T*>(a.out_x) + first * step + kept, step};
-          if (a.split) to.add = grad + first * a.grad_step + kept, to.add_step = a.grad_step;
+          if (a.split) to.add = grad + first * grad_step + kept, to.add_step = grad_step;
           product(w[0], from, rows, to);
           break;
         }
@@ -353,17 +402,26 @@ template <class T, int kind> struct Mlp {
           });
       }
     });
-    sums(active, slopes);
+    sums(active, slopes, along);
     mine.shrink();
   }
 
-  // Gradients by weights and biases.
-  void sums(const T* active, const T* slopes) const {
-    constexpr int64_t kRows = 4;
+  // Sums over the batch of some of the numbers that its samples have side by side.
+  P column(const T* from, int64_t step, int lanes) const {
+    P sum(T(0));
+    for (int64_t b = 0; b < a.batch; ++b) sum = sum + get(from + b * step, lanes);
+    return sum;
+  }
+
+  // Gradients by weights and biases, and by what follows the coupling.
+  void sums(const T* active, const T* slopes, const T* along) const {
+    constexpr int64_t kRows = 4, kNorm = -1;
     struct Block {
       int64_t layer, row;
     };
     std::vector<Block> todo;
+    if (a.out_norm_log_scale || a.out_norm_shift)
+      for (int64_t i = 0; i < a.features; i += kLanes) todo.push_back({kNorm, i});
     for (int64_t l = 0; l < a.layers; ++l)
       if (a.out_weight[l] || a.out_bias[l])
         for (int64_t o = 0; o < a.widths[l + 1]; o += kLanes) todo.push_back({l, o});
@@ -371,6 +429,17 @@ template <class T, int kind> struct Mlp {
         int64_t(todo.size()),
         [&](int64_t t) {
           const auto [l, row] = todo[t];
+          if (l == kNorm) {
+            const int lanes = int(std::min<int64_t>(kLanes, a.features - row));
+            const auto* logdet = static_cast<const T*>(a.grad_logdet);
+            if (a.out_norm_log_scale)
+              put(static_cast<T*>(a.out_norm_log_scale) + row, lanes,
+                  column(along + row, a.features, lanes) + P(std::accumulate(logdet, logdet + a.batch, T(0))));
+            if (a.out_norm_shift)
+              put(static_cast<T*>(a.out_norm_shift) + row, lanes,
+                  column(static_cast<const T*>(a.grad) + row, a.grad_step, lanes));
+            return;
+          }
           const bool outside = l + 1 == a.layers && !a.split;
           const int64_t outputs = a.widths[l + 1], inputs = a.widths[l], end = std::min(row + kLanes, outputs);
           const int64_t g_step = outside ? a.grad_step : hidden, h_step = l ? hidden : a.x_step;
@@ -384,9 +453,7 @@ template <class T, int kind> struct Mlp {
           }
           if (a.out_bias[l]) {
             const int lanes = int(end - row);
-            P sum(T(0));
-            for (int64_t b = 0; b < a.batch; ++b) sum = sum + get(g + b * g_step + row, lanes);
-            put(static_cast<T*>(a.out_bias[l]) + row, lanes, sum);
+            put(static_cast<T*>(a.out_bias[l]) + row, lanes, column(g + row, g_step, lanes));
           }
         },
         a.batch * work() < kSmall ? int64_t(todo.size()) : 1);

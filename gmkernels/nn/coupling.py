@@ -28,6 +28,9 @@ class AffineCoupling(nn.Module):
         split: k > 0 keeps the first k features of dimension 1, k < 0 the last |k|.
         mask: bool, broadcastable to one sample; True marks what is kept (the b of the paper's equation 9).
         scale_map, clamp: see :func:`gmkernels.affine_coupling`.
+        actnorm: with the number of features, every feature is scaled and shifted after the coupling by parameters of
+            its own (Kingma and Dhariwal, "Glow", 2018, section 3.1), ``log_scale`` and ``shift``, both zero at first.
+            For vectors; with an :class:`gmkernels.nn.MLP` it is part of the same operator. None for no such step.
         backend: passed to :func:`gmkernels.affine_coupling`.
 
     ``forward(x, context=None)`` returns ``(y, logdet)``; ``inverse(y, context=None)`` returns ``(x, logdet)`` of the
@@ -35,6 +38,8 @@ class AffineCoupling(nn.Module):
     """
 
     mask: Tensor | None
+    log_scale: Tensor | None
+    shift: Tensor | None
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class AffineCoupling(nn.Module):
         mask: Tensor | None = None,
         scale_map: str = "tanh",
         clamp: float | None = None,
+        actnorm: int | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -55,10 +61,18 @@ class AffineCoupling(nn.Module):
         self.conditioner, self.split = conditioner, split
         self.scale_map, self.clamp, self.backend = scale_map, clamp, backend
         self.register_buffer("mask", mask)
+        if actnorm is not None and not (mask is None and actnorm > abs(split or 0)):
+            raise ValueError(
+                f"AffineCoupling: actnorm must be the number of features, more than those of split={split}, and takes no "
+                f"mask, got {actnorm!r}"
+            )
+        for name in ("log_scale", "shift"):
+            self.register_parameter(name, None if actnorm is None else nn.Parameter(torch.zeros(actnorm)))
 
     def extra_repr(self) -> str:
         what = f"split={self.split}" if self.mask is None else f"mask={tuple(self.mask.shape)}"
-        return f"{what}, scale_map={self.scale_map!r}, clamp={self.clamp}"
+        actnorm = "" if self.log_scale is None else f", actnorm={len(self.log_scale)}"
+        return f"{what}, scale_map={self.scale_map!r}, clamp={self.clamp}{actnorm}"
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What conditions, and what is transformed."""
@@ -95,7 +109,12 @@ class AffineCoupling(nn.Module):
             backend=self.backend,
         )
 
-    def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _actnorm(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.log_scale is None or self.shift is None else (self.log_scale, self.shift)
+
+    def _couple(
+        self, x: Tensor, context: Tensor | None, inverse: bool, actnorm: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         net = self.conditioner
         if self.split is not None and context is None and isinstance(net, MLP) and net.fused(x, self.backend):
             return affine_coupling_mlp(
@@ -106,11 +125,16 @@ class AffineCoupling(nn.Module):
                 scale_map=self.scale_map,
                 clamp=self.clamp,
                 inverse=inverse,
+                actnorm=actnorm,
                 backend=self.backend,
             )
         kept, changed = self._parts(x)
         y, logdet = self._transform(changed, self._condition(kept, changed, context), inverse)
-        return self._whole(kept, y), logdet
+        y = self._whole(kept, y)
+        if actnorm is None:
+            return y, logdet
+        y, after = affine_coupling(y, *actnorm, backend=self.backend)
+        return y, logdet + after
 
     def pull_back(
         self, y: Tensor, context: Tensor | None, used: tuple[Tensor, ...], grad_y: Tensor, grad_logdet: Tensor
@@ -120,6 +144,14 @@ class AffineCoupling(nn.Module):
         For :class:`Reversible`. What conditions is the same on both sides, so that one evaluation of the conditioner
         serves the inversion and the gradient.
         """
+        own: Grads = {}
+        if (actnorm := self._actnorm()) is not None:
+            y = affine_coupling(y, *actnorm, inverse=True, backend=self.backend)[0]
+            with torch.enable_grad():
+                between = y.detach().requires_grad_()
+                normed = affine_coupling(between, *actnorm, backend=self.backend)
+                own = pull(normed, (grad_y, grad_logdet), [between, *(p for p in actnorm if p.requires_grad)])
+            grad_y = own.pop(between)
         kept, changed = self._parts(y)
         with torch.enable_grad():
             leaf = kept.detach().requires_grad_()
@@ -130,7 +162,7 @@ class AffineCoupling(nn.Module):
         with torch.enable_grad():
             again = self._transform(x.requires_grad_(), (log_scale, shift), inverse=False)
             inner = torch.autograd.grad(again, [x, log_scale, shift], (part, grad_logdet))
-        grads = pull(params, inner[1:], [leaf, *sources(self, context)])
+        grads = own | pull(params, inner[1:], [leaf, *sources(self, context)])
         through = grads.pop(leaf, torch.zeros_like(leaf))
         x = x.detach()
         if direct is None:
@@ -138,10 +170,15 @@ class AffineCoupling(nn.Module):
         return self._whole(kept, x), self._whole(direct + through, inner[0]), grads
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._couple(x, context, inverse=False)
+        return self._couple(x, context, False, self._actnorm())
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._couple(y, context, inverse=True)
+        actnorm = self._actnorm()
+        if actnorm is None:
+            return self._couple(y, context, True)
+        y, before = affine_coupling(y, *actnorm, inverse=True, backend=self.backend)
+        x, logdet = self._couple(y, context, True)
+        return x, before + logdet
 
 
 class PlanarFlow(nn.Module):

@@ -117,22 +117,56 @@ class Apart(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("split", "scale_map", "inverse"),
-    list(itertools.product([2, -3], ["exp", "sigmoid", "soft_clip"], [False, True])),
+    ("split", "scale_map", "inverse", "actnorm"),
+    list(itertools.product([2, -3], ["exp", "sigmoid", "soft_clip"], [False, True], [None, 7])),
 )
-def test_a_fused_coupling_is_the_coupling_of_its_conditioner(split: int, scale_map: str, inverse: bool) -> None:
+def test_a_fused_coupling_is_the_coupling_of_its_conditioner(
+    split: int, scale_map: str, inverse: bool, actnorm: int | None
+) -> None:
     torch.manual_seed(0)
     net = MLP(abs(split), [20, 20], 2 * (7 - abs(split)), activation="silu").double()
     x = torch.randn(9, 7, dtype=torch.float64, requires_grad=True)
     grads = torch.randn(9, 7, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    norm = [torch.randn(7, dtype=torch.float64) for _ in range(2 if actnorm else 0)]
     found = []
     for conditioner in (net, Apart(net)):
-        layer = AffineCoupling(conditioner, split=split, scale_map=scale_map)
+        layer = AffineCoupling(conditioner, split=split, scale_map=scale_map, actnorm=actnorm).double()
+        for p, value in zip((layer.log_scale, layer.shift), norm, strict=False):
+            assert p is not None
+            p.data.copy_(value)
         outputs = layer.inverse(x) if inverse else layer(x)
-        assert ("affine_coupling_mlp" in _node(outputs[1])) == (conditioner is net)
-        found.append([*outputs, *torch.autograd.grad(outputs, [x, *net.parameters()], grads)])
+        if not (inverse and actnorm):
+            assert ("affine_coupling_mlp" in _node(outputs[1])) == (conditioner is net)
+        found.append([*outputs, *torch.autograd.grad(outputs, [x, *layer.parameters()], grads)])
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_actnorm_follows_the_coupling_and_is_undone_before_it(fused: bool) -> None:
+    torch.manual_seed(0)
+    net = MLP(3, [16], 8)
+    layer = AffineCoupling(net if fused else Apart(net), split=3, actnorm=7)
+    plain = AffineCoupling(net, split=3)
+    assert layer.log_scale is not None
+    assert layer.shift is not None
+    x = torch.randn(9, 7)
+    for got, same in zip(layer(x), plain(x), strict=True):
+        torch.testing.assert_close(got, same)  # it begins as the identity
+    layer.log_scale.data.normal_()
+    layer.shift.data.normal_()
+    y, logdet = layer(x)
+    between, inner = plain(x)
+    torch.testing.assert_close(y, between * layer.log_scale.exp() + layer.shift)
+    torch.testing.assert_close(logdet, inner + layer.log_scale.sum())
+    back, other = layer.inverse(y)
+    torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other, -logdet)
+    jacobian = torch.autograd.functional.jacobian(lambda one: layer(one[None])[0][0], x[0])
+    torch.testing.assert_close(jacobian.slogdet()[1], logdet[0])
+    for wrong, mask in ((3, None), (7, torch.ones(7, dtype=torch.bool))):
+        with pytest.raises(ValueError, match=r"actnorm must be the number of features, .* takes no mask, got"):
+            AffineCoupling(net, split=3 if mask is None else None, mask=mask, actnorm=wrong)
 
 
 def _node(t: Tensor) -> str:

@@ -58,11 +58,15 @@ class Net(nn.Module):
         return self.net(x if context is None else torch.cat([x, context], 1))
 
 
-def _vectors(n: int = 5, contexts: int = 0, dropout: float = 0.0) -> list[nn.Module]:
+def _vectors(n: int = 5, contexts: int = 0, dropout: float = 0.0, actnorm: int | None = None) -> list[nn.Module]:
     steps: list[nn.Module] = []
     for i in range(n):
         reads, split = ((2, 2), (4, -4))[i % 2]
-        steps += [AffineCoupling(Net(reads, 2 * (D - reads), contexts, dropout), split=split), Turn()]
+        coupling = AffineCoupling(Net(reads, 2 * (D - reads), contexts, dropout), split=split, actnorm=actnorm)
+        if actnorm:
+            nn.init.normal_(coupling.log_scale, std=0.3)  # type: ignore[arg-type]
+            nn.init.normal_(coupling.shift)  # type: ignore[arg-type]
+        steps += [coupling, Turn()]
     return steps
 
 
@@ -77,6 +81,7 @@ CHAINS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...], int]] = 
     "context": (lambda: _vectors(contexts=3), (7, D), 3),
     "dropout": (lambda: _vectors(dropout=0.4), (7, D), 0),
     "checkerboard": (_images, (3, 2, 4, 4), 0),
+    "actnorm": (lambda: _vectors(actnorm=D), (7, D), 0),
     "one sample": (_vectors, (1, D), 0),
     "no samples": (_vectors, (0, D), 0),
 }

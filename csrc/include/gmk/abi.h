@@ -366,7 +366,8 @@ enum gmk_activation { GMK_RELU = 0, GMK_SILU = 1, GMK_TANH_ACTIVATION = 2 };
 enum { GMK_MLP_LAYERS = 4 };
 
 /* A perceptron by itself, or (split != 0) as the conditioner of an affine coupling: then it reads the first split, or
- * the last -split, of `features` numbers, and its output is log-scale and shift of the others. */
+ * the last -split, of `features` numbers, and its output is log-scale and shift of the others. What the coupling gives
+ * may be scaled by exp(norm_log_scale) and shifted by norm_shift afterwards, number by number. */
 typedef struct {
   int64_t batch, layers, widths[GMK_MLP_LAYERS + 1]; /* widths[0] is the input's, widths[layers] the output's */
   int32_t dtype, activation;
@@ -378,13 +379,15 @@ typedef struct {
   int64_t features, split;
   int32_t scale_map, inverse;
   double clamp;
-  const void* grad_logdet; /* (batch) */
-  void* out_logdet;        /* (batch) */
+  const void* grad_logdet;                   /* (batch) */
+  void* out_logdet;                          /* (batch) */
+  const void *norm_log_scale, *norm_shift;   /* (features) both, or NULL both */
+  void *out_norm_log_scale, *out_norm_shift; /* likewise; NULL: not needed */
 } gmk_mlp_args;
 
 /* hidden holds all hidden layers of a sample before activation, and for a coupling the output as well. */
 GMK_API int gmk_mlp(const gmk_mlp_args* args);          /* -> out, hidden, out_logdet */
-GMK_API int gmk_mlp_backward(const gmk_mlp_args* args); /* hidden -> out_x, out_weight, out_bias */
+GMK_API int gmk_mlp_backward(const gmk_mlp_args* args); /* hidden -> out_x, out_weight, out_bias, out_norm... */
 
 /* ---- masked_linear ----------------------------------------------------------------------------------------------- */
 

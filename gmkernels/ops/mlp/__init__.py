@@ -66,6 +66,7 @@ def affine_coupling_mlp(
     scale_map: str = "exp",
     clamp: float | None = None,
     inverse: bool = False,
+    actnorm: tuple[Tensor, Tensor] | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """A whole coupling layer of vectors, conditioner included, in one call and one autograd node.
@@ -80,6 +81,10 @@ def affine_coupling_mlp(
             ``2 * (features - |split|)``.
         split: k > 0 lets the first k features pass, k < 0 the last |k|.
         scale_map, clamp, inverse: as for :func:`affine_coupling`.
+        actnorm: ``(log_scale, shift)``, each (features,) in the dtype of ``x``: the result ``y`` becomes
+            ``y * exp(log_scale) + shift``, and its log-determinant grows by the sum of ``log_scale`` (Kingma and Dhariwal,
+            "Glow: generative flow with invertible 1x1 convolutions", 2018, section 3.1). It follows the coupling also
+            if ``inverse``. None for none.
         backend: ``auto``, ``reference`` or ``cpu``.
 
     Returns:
@@ -98,7 +103,18 @@ def affine_coupling_mlp(
     outputs, expected = weights[-1].shape[0], 2 * (x.shape[1] - abs(split))
     if outputs != expected:
         raise ValueError(f"{op}: the perceptron must give {expected} numbers (log-scale and shift), got {outputs}")
-    return library.affine_coupling_mlp(x, *parameters, split, activation, scale_map, limit, inverse, backend)[:2]
+    norm = (None, None) if actnorm is None else _norm(op, x, *actnorm)
+    return library.affine_coupling_mlp(x, *parameters, *norm, split, activation, scale_map, limit, inverse, backend)[:2]
+
+
+def _norm(op: str, x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    named = {"actnorm's log_scale": log_scale, "actnorm's shift": shift}
+    for name, t in named.items():
+        checks.floating(op, name, t)
+        checks.shape(op, name, t, (x.shape[1],))
+    checks.same_dtype(op, x=x, **named)
+    checks.same_device(op, x=x, **named)
+    return log_scale, shift
 
 
 def _checked(

@@ -90,12 +90,16 @@ def _coupling_second(needs, saved, constants, grads):  # type: ignore[no-untyped
     grad_y, grad_logdet, _, *inputs = saved
     split, activation, *how, wanted, backend = constants
 
-    def function(x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
+    def function(x: Tensor, *given: Tensor | None) -> tuple[Tensor, Tensor]:
+        *parameters, norm_log_scale, norm_shift = given
         left, right = x.tensor_split((split,), dim=1)
         kept, changed = (left, right) if split > 0 else (right, left)
         params = _layer_by_layer(kept, parameters, activation, backend).chunk(2, dim=1)
         y, logdet = coupling.affine_coupling(changed, *params, None, *how, backend)
-        return torch.cat((kept, y) if split > 0 else (y, kept), dim=1), logdet
+        whole = torch.cat((kept, y) if split > 0 else (y, kept), dim=1)
+        if norm_log_scale is None or norm_shift is None:
+            return whole, logdet
+        return reference.normed(whole, logdet, norm_log_scale, norm_shift)
 
     found = _along(function, inputs, [grad_y, grad_logdet], wanted, (*needs[:2], *needs[3:]), grads)
     return *found[:2], None, *found[2:]

@@ -31,7 +31,8 @@ def outputs(x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
 
 def coupling_outputs(x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the output, the log-determinant, and all that the layers hold before activation."""
-    batch, dtype, kept = x.shape[0], wide(x), sum(weight.shape[0] for weight in parameters[::2] if weight is not None)
+    batch, dtype = x.shape[0], wide(x)
+    kept = sum(weight.shape[0] for weight in parameters[: 2 * LAYERS : 2] if weight is not None)
     return contiguous_like(x), x.new_empty(batch, dtype=dtype), x.new_empty(batch, kept, dtype=dtype)
 
 
@@ -69,6 +70,7 @@ mlp_backward = Operator(
 )
 
 
+_COUPLED = f"{_PARAMETERS}, Tensor? norm_log_scale, Tensor? norm_shift"
 _COUPLING = "int split, str activation, str scale_map, float clamp, bool inverse"
 
 
@@ -82,7 +84,7 @@ def _fake_coupling_backward(grad, grad_logdet, hidden, x, *rest):  # type: ignor
 
 affine_coupling_mlp = Operator(
     "mlp",
-    f"affine_coupling_mlp(Tensor x, {_PARAMETERS}, {_COUPLING}, str backend) -> (Tensor, Tensor, Tensor)",
+    f"affine_coupling_mlp(Tensor x, {_COUPLED}, {_COUPLING}, str backend) -> (Tensor, Tensor, Tensor)",
     _fake_coupling,
     reference.affine_coupling_mlp,
     ("cpu",),
@@ -91,8 +93,8 @@ affine_coupling_mlp = Operator(
 )
 affine_coupling_mlp_backward = Operator(
     "mlp",
-    f"affine_coupling_mlp_backward(Tensor grad, Tensor grad_logdet, Tensor hidden, Tensor x, {_PARAMETERS}, {_COUPLING},"
-    f" int needs, str backend) -> ({_GRADIENTS})",
+    f"affine_coupling_mlp_backward(Tensor grad, Tensor grad_logdet, Tensor hidden, Tensor x, {_COUPLED}, {_COUPLING},"
+    f" int needs, str backend) -> ({_GRADIENTS}, Tensor, Tensor)",
     _fake_coupling_backward,
     backends=("cpu",),
 )

@@ -55,19 +55,23 @@ def _backward(
     first: int,
     parameters: Parameters,
     activation: str,
+    found: Sequence[Tensor],
     needs: int,
     coupling: Any,
-) -> tuple[Tensor, ...]:
-    found = gradients(x, parameters, needs)
+) -> None:
     grad, hidden, x = _rows(grad), hidden.contiguous(), _rows(x)
     flat = [None if t is None else t.contiguous() for t in parameters]
     widths = [first, *(w.shape[0] for w in flat[::2] if w is not None)]
-    by_x, *by_parameters = (t.data_ptr() if needs >> i & 1 and t.numel() else 0 for i, t in enumerate(found))
+    by_x, *by_parameters = _places(found, needs)
     _core.mlp_backward(
         x.shape[0], widths, DTYPES[x.dtype], _ACTIVATIONS[activation], x.data_ptr(), x.stride(0), grad.data_ptr(),
         grad.stride(0), list(map(address, flat)), 0, hidden.data_ptr(), by_x, by_parameters, coupling,
     )  # fmt: skip
-    return found
+
+
+def _places(found: Sequence[Tensor], needs: int) -> list[int]:
+    """Addresses of the gradients whose bit of ``needs`` is set."""
+    return [t.data_ptr() if needs >> i & 1 and t.numel() else 0 for i, t in enumerate(found)]
 
 
 def mlp(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -84,17 +88,22 @@ def mlp_backward(grad: Tensor, hidden: Tensor, x: Tensor, *rest: Any) -> tuple[T
     if _half(x):
         return tuple(t.to(x.dtype) for t in mlp_backward(*_lift((grad, hidden, x, *rest))))
     *parameters, activation, needs = rest
-    return _backward(grad, hidden, x, x.shape[1], parameters, activation, needs, None)
+    found = gradients(x, parameters, needs)
+    _backward(grad, hidden, x, x.shape[1], parameters, activation, found, needs, None)
+    return found
 
 
 def affine_coupling_mlp(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     if _half(x):
         y, logdet, hidden = affine_coupling_mlp(*_lift((x, *rest)))
         return y.to(x.dtype), logdet, hidden
-    *parameters, split, activation, scale_map, clamp, inverse = rest
+    *parameters, log_scale, shift, split, activation, scale_map, clamp, inverse = rest
     y, logdet, hidden = coupling_outputs(x, parameters)
     if len(x):
-        coupling = (x.shape[1], split, _MAPS[scale_map], inverse, clamp, 0, logdet.data_ptr())
+        norm = [None if t is None else t.contiguous() for t in (log_scale, shift)]
+        coupling = (
+            x.shape[1], split, _MAPS[scale_map], inverse, clamp, 0, logdet.data_ptr(), *map(address, norm), 0, 0
+        )  # fmt: skip
         _forward(x, abs(split), parameters, activation, y, hidden, coupling)
     return y, logdet, hidden
 
@@ -104,7 +113,13 @@ def affine_coupling_mlp_backward(
 ) -> tuple[Tensor, ...]:
     if _half(x):
         return tuple(t.to(x.dtype) for t in affine_coupling_mlp_backward(*_lift((grad, grad_logdet, hidden, x, *rest))))
-    *parameters, split, activation, scale_map, clamp, inverse, needs = rest
+    *parameters, log_scale, shift, split, activation, scale_map, clamp, inverse, needs = rest
+    found = gradients(x, (*parameters, log_scale, shift), needs)
+    norm = [None if t is None else t.contiguous() for t in (log_scale, shift)]
     grad_logdet = grad_logdet.contiguous()
-    coupling = (x.shape[1], split, _MAPS[scale_map], inverse, clamp, grad_logdet.data_ptr(), 0)
-    return _backward(grad, hidden, x, abs(split), parameters, activation, needs, coupling)
+    coupling = (
+        x.shape[1], split, _MAPS[scale_map], inverse, clamp, grad_logdet.data_ptr(), 0, *map(address, norm),
+        *_places(found[-2:], needs >> len(found) - 2),
+    )  # fmt: skip
+    _backward(grad, hidden, x, abs(split), parameters, activation, found[:-2], needs, coupling)
+    return found

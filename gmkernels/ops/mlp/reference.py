@@ -33,11 +33,19 @@ def mlp(x: Tensor, *rest: Tensor | str | None) -> tuple[Tensor, Tensor]:
 
 def affine_coupling_mlp(x: Tensor, *rest: Tensor | str | int | float | bool | None) -> tuple[Tensor, Tensor, Tensor]:
     """y, the log-determinant, and all layers' numbers before activation."""
-    *parameters, split, activation, scale_map, clamp, inverse = rest
+    *parameters, norm_log_scale, norm_shift, split, activation, scale_map, clamp, inverse = rest
     left, right = x.tensor_split((split,), dim=1)  # type: ignore[arg-type]
     kept, changed = (left, right) if split > 0 else (right, left)  # type: ignore[operator]
     params, hidden = mlp(kept, *parameters, activation)  # type: ignore[arg-type]
     log_scale, shift = params.chunk(2, dim=1)
     y, logdet = affine_coupling(changed, log_scale, shift, None, scale_map, clamp, inverse)  # type: ignore[arg-type]
     whole = torch.cat((kept, y) if split > 0 else (y, kept), dim=1)  # type: ignore[operator]
+    if norm_log_scale is not None:
+        whole, logdet = normed(whole, logdet, norm_log_scale, norm_shift)  # type: ignore[arg-type]
     return whole, logdet, torch.cat((hidden, params), 1)
+
+
+def normed(y: Tensor, logdet: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """What follows a coupling: each feature scaled and shifted."""
+    wide = log_scale.to(logdet.dtype)
+    return (y * wide.exp() + shift).to(y.dtype), logdet + wide.sum()

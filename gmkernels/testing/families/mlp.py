@@ -13,6 +13,8 @@ from gmkernels.ops import mlp as family
 
 from ..table import Case, ErrorCase, OperatorRow, Sizes, draw, narrow
 
+_NORM = ("log_scale", "shift")
+
 
 def _listed(function: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with its weights and biases by name."""
@@ -21,6 +23,9 @@ def _listed(function: Callable[..., Any]) -> Callable[..., Any]:
         given = {name: arguments.pop(name) for name in list(arguments) if name[:-1] in ("weight", "bias")}
         weights = [given[name] for name in sorted(given) if name.startswith("weight")]
         biases = [given.get(f"bias{i + 1}") for i in range(len(weights))]
+        norm = [arguments.pop(name) for name in _NORM if name in arguments]
+        if norm:
+            arguments["actnorm"] = tuple(norm)
         return function(weights=weights, biases=biases, **arguments)
 
     call.__name__ = function.__name__
@@ -46,7 +51,7 @@ def _perceptron(depth: int, bias: bool, activation: str) -> Callable[..., Case]:
     return make
 
 
-def _coupling(scale_map: str, split_first: bool, activation: str, inverse: bool) -> Callable[..., Case]:
+def _coupling(scale_map: str, split_first: bool, activation: str, inverse: bool, actnorm: bool) -> Callable[..., Case]:
     def make(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Case:
         batch, kept, hidden, changed = sizes
         kept, changed = max(kept, 1), max(changed, 1)  # nothing to keep, or to change, is an error
@@ -54,6 +59,8 @@ def _coupling(scale_map: str, split_first: bool, activation: str, inverse: bool)
             "x": draw((batch, kept + changed), dtype, generator),
             **_layers((kept, hidden, hidden, 2 * changed), True, dtype, generator),
         }
+        if actnorm:
+            tensors |= {name: draw((kept + changed,), dtype, generator, 0.5) for name in _NORM}
         constants = {"activation": activation, "scale_map": scale_map, "inverse": inverse}
         return Case(tensors, {"split": kept if split_first else -kept, **constants})
 
@@ -89,6 +96,13 @@ _COUPLING_ERRORS = (
     ErrorCase("clamp", _spoil(clamp=-1.0), ValueError, "affine_coupling_mlp: clamp of .* must be .*, got -1.0"),
     ErrorCase("backend", _spoil(backend="gpu"), ValueError, "unknown backend 'gpu'"),
 )  # fmt: skip
+_NORM_ERRORS = (
+    ErrorCase("a number", _spoil(shift=1.0), TypeError, "actnorm's shift must be a torch.Tensor, got float"),
+    ErrorCase("too few", lambda a: a.update(log_scale=a["log_scale"][:5]), ValueError,
+              r"actnorm's log_scale must have shape \(6,\), got \(5,\)"),
+    ErrorCase("two dtypes", lambda a: a.update(shift=a["shift"].half()), TypeError, "share one dtype.*float16"),
+    ErrorCase("two devices", lambda a: a.update(shift=a["shift"].to("meta")), ValueError, "one device.*on meta"),
+)  # fmt: skip
 
 
 def _row(depth: int, activation: str, bias: bool = True, **more: Any) -> OperatorRow:
@@ -118,14 +132,17 @@ def _row(depth: int, activation: str, bias: bool = True, **more: Any) -> Operato
     )
 
 
-def _coupling_row(scale_map: str, activation: str, first: bool, inverse: bool = False, **more: Any) -> OperatorRow:
-    names = ("x", *(f"{kind}{i}" for i in (1, 2, 3) for kind in ("weight", "bias")))
+def _coupling_row(
+    scale_map: str, activation: str, first: bool, inverse: bool = False, actnorm: bool = False, **more: Any
+) -> OperatorRow:
+    names = ("x", *(f"{kind}{i}" for i in (1, 2, 3) for kind in ("weight", "bias")), *(_NORM if actnorm else ()))
+    kind = f"{', inverse' if inverse else ''}{', actnorm' if actnorm else ''}"
     return OperatorRow(
-        name=f"affine_coupling_mlp[{scale_map}, {activation}{', inverse' if inverse else ''}]",
+        name=f"affine_coupling_mlp[{scale_map}, {activation}{kind}]",
         operator="affine_coupling_mlp",
         function=_listed(family.affine_coupling_mlp),
         outputs=("y", "logdet"),
-        make=_coupling(scale_map, first, activation, inverse),
+        make=_coupling(scale_map, first, activation, inverse, actnorm),
         # (batch, kept, hidden, changed)
         sizes=(
             *((2, 3, 4, 3), (3, 1, 1, 1), (0, 3, 2, 4), (3, 2, 0, 2), (1, 17, 16, 15)),
@@ -153,4 +170,6 @@ ROWS = (
     _coupling_row("soft_clip", "tanh", True, inverse=True),
     _coupling_row("sigmoid", "relu", False, inverse=True),
     _coupling_row("softplus", "silu", True),
+    _coupling_row("exp", "silu", False, actnorm=True, errors=_NORM_ERRORS),
+    _coupling_row("tanh", "relu", True, inverse=True, actnorm=True),
 )
