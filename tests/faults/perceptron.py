@@ -5,10 +5,10 @@ from __future__ import annotations
 from .patch import Fault
 
 _MLP, _COUPLED, _REVERSIBLE = "mlp", "coupling_mlp", "reversible"
-_CORE, _OPS, _NN = "csrc/mlp/mlp.cpp", "gmkernels/ops/mlp/", "gmkernels/nn/"
+_CORE, _ROWS, _OPS, _NN = "csrc/mlp/mlp.cpp", "csrc/mlp/rowwise.h", "gmkernels/ops/mlp/", "gmkernels/nn/"
 
 PERCEPTRON = [
-    Fault("silu-slope-without-its-second-part", _CORE, "return fma(h, P(T(1)) - s, s);", "return s;", _MLP),
+    Fault("silu-slope-without-its-second-part", _ROWS, "return fma(h, P(T(1)) - s, s);", "return s;", _MLP),
     Fault("last-batch-tile-left-out", _CORE, "const int64_t tiles = (a.batch + kTile - 1) / kTile;",
           "const int64_t tiles = a.batch < kTile ? 1 : a.batch / kTile;", _MLP),
     Fault("bias-gradient-of-one-sample", _CORE, "for (int64_t b = 0; b < a.batch; ++b) sum = sum + get(",
@@ -19,7 +19,7 @@ PERCEPTRON = [
           "return t.view_as(t) if t.requires_grad else", "return t if t.requires_grad else", _MLP),
     Fault("kept-half-gets-no-gradient-of-its-own", _CORE,
           "if (a.split) to.add = grad + first * grad_step + kept, to.add_step = grad_step;", "", _COUPLED),
-    Fault("shift-of-an-inverse-with-the-wrong-sign", _CORE, "inverse ? -r.x : gi", "inverse ? r.x : gi", _COUPLED),
+    Fault("shift-of-an-inverse-with-the-wrong-sign", _ROWS, "inverse ? -r.x : gi", "inverse ? r.x : gi", _COUPLED),
     Fault("actnorm-scale-without-the-logdet", _CORE,
           "column(along + row, a.features, lanes) + P(std::accumulate(logdet, logdet + a.batch, T(0)))",
           "column(along + row, a.features, lanes)", _COUPLED),
