@@ -1,68 +1,32 @@
-// Whole multilayer perceptrons, by themselves or as conditioners of couplings: one call forward, one backward. Between
-// layers nothing leaves the cache, and threads meet once, where weights have been packed (backward a second time,
-// before the sums over the batch).
+// Whole multilayer perceptrons, by themselves or as conditioners of couplings: one call forward, one backward. Samples
+// pass narrow layers one after another, so that nothing leaves the cache between and threads meet once, where weights
+// have been packed. Wide layers are computed in blocks of their outputs, since packed as a whole their weights would
+// leave the cache. Backward, threads meet once more before the sums over the batch.
 #include <array>
 #include <memory>
 #include <numeric>
 
 #include "gmk/dispatch.h"
 #include "gmk/parallel.h"
-#include "gmk/product.h"
+#include "packing.h"
 #include "rowwise.h"
 
 namespace gmk {
 namespace GMK_ISA {
 namespace {
 
-using products::Arena;
 using products::kPacks;
 using products::kTile;
-using products::Matrix;
 using products::Piece;
 using products::product;
-using products::round_up;
 template <class T> using Source = products::Input<T>;
 template <class T> using Target = products::Output<T>;
 using Args = gmk_mlp_args;
 
-// Elements to pack, or multiplications: with fewer, threads cost more than they save.
+// Multiplications: with fewer, threads cost more than they save.
 constexpr int64_t kSmall = 1 << 14;
-
-// Memory that a thread keeps from call to call, because fresh memory costs a page fault for every page.
-class Scratch {
-  static constexpr int64_t kKept = int64_t(16) << 20;
-  std::unique_ptr<char[]> memory;
-  int64_t size = 0;
-
- public:
-  char* of(int64_t bytes) {
-    if (bytes > size) memory.reset(), memory.reset(new char[bytes]), size = bytes;
-    return memory.get();
-  }
-  void shrink() {
-    if (size > kKept) memory.reset(), size = 0;
-  }
-};
-
-// One strip of packed weights: columns o of W, or rows of W if `natural`, as Matrix has them.
-template <class T>
-void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, int64_t inputs, bool natural) {
-  const int64_t real = std::min(width, outputs - o);
-  if (natural) {  // W is (inputs, outputs) here
-    for (int64_t i = 0; i < inputs; ++i, to += width) {
-      std::memcpy(to, w + i * outputs + o, size_t(real) * sizeof(T));
-      std::fill(to + real, to + width, T(0));
-    }
-    return;
-  }
-  for (int64_t begin = 0; begin < inputs; begin += kLanes) {
-    const int64_t end = std::min<int64_t>(begin + kLanes, inputs);
-    for (int64_t r = 0; r < width; ++r) {
-      const T* row = w + (o + r) * inputs;
-      for (int64_t i = begin; i < end; ++i) to[i * width + r] = r < real ? row[i] : T(0);
-    }
-  }
-}
+constexpr int64_t kWide = 1 << 18;                      // bytes of a wide layer's weights
+constexpr int64_t kBlockPacks = 8, kBlockSamples = 64;  // a block of its outputs, and of samples
 
 template <class T, int kind> struct Mlp {
   using P = pack<T>;
@@ -89,53 +53,118 @@ template <class T, int kind> struct Mlp {
     return sum;
   }
 
-  // Weights of the layers in turn; the product takes a sample from width to width, backwards if `natural`.
+  // Steps of a pass: layers, and the coupling at their end.
+  static constexpr int64_t kCouple = -1;
+  struct Steps {
+    int64_t step[GMK_MLP_LAYERS + 1];
+    int count = 0;
+    void add(int64_t s) { step[count++] = s; }
+  };
+  // Where a layer's product reads and writes, in the first sample.
+  struct Flow {
+    const T* from;
+    int64_t step;
+    Target<T> to;
+  };
+
+  static bool wide(const Matrix<T>& w) {
+    return w.outputs >= kBlockPacks * kLanes && w.outputs * w.inputs * int64_t(sizeof(T)) >= kWide;
+  }
+  // Weights of the layers in turn, for products that take a sample from width to width, backwards if `natural`; those
+  // of wide layers have no room.
   std::array<Matrix<T>, GMK_MLP_LAYERS> matrices(Arena& arena, bool natural) const {
     std::array<Matrix<T>, GMK_MLP_LAYERS> w;
-    for (int64_t l = 0; l < a.layers; ++l)
-      w[l] = natural ? Matrix<T>(arena, a.widths[l], a.widths[l + 1]) : Matrix<T>(arena, a.widths[l + 1], a.widths[l]);
+    for (int64_t l = 0; l < a.layers; ++l) {
+      w[l].outputs = a.widths[natural ? l : l + 1], w[l].inputs = a.widths[natural ? l + 1 : l];
+      if (!wide(w[l])) w[l].weight = arena.take<T>(round_up(w[l].outputs, kLanes) * w[l].inputs);
+      w[l].bias = arena.take<T>(w[l].outputs);
+    }
     return w;
   }
-  void pack_all(std::array<Matrix<T>, GMK_MLP_LAYERS>& w, bool natural, bool first) const {
-    struct Strip {
-      int64_t layer, o, width;
-      T* to;
-    };
-    std::vector<Strip> todo;
-    for (int64_t l = first ? 0 : 1; l < a.layers; ++l) {
-      const T* bias = natural ? nullptr : static_cast<const T*>(a.bias[l]);
-      for (int64_t o = 0; o < w[l].outputs; ++o) w[l].bias[o] = bias ? bias[o] : T(0);
-      T* to = w[l].weight;
-      for (int64_t o = 0; o < w[l].outputs; o += kPacks<T> * kLanes) {
-        const int64_t width = std::min<int64_t>(kPacks<T> * kLanes, round_up(w[l].outputs - o, kLanes));
-        todo.push_back({l, o, width, to});
-        to += width * w[l].inputs;
-      }
-    }
-    parallel_for(
-        int64_t(todo.size()),
-        [&](int64_t i) {
-          const Strip& s = todo[i];
-          pack_strip(s.to, weight(s.layer), s.o, s.width, w[s.layer].outputs, w[s.layer].inputs, natural);
-        },
-        work() < kSmall ? int64_t(todo.size()) : 1);
+
+  // Of a matrix, some outputs for some samples.
+  void multiply(const Matrix<T>& w, const Flow& flow, int64_t first, int64_t samples, int64_t o = 0) const {
+    const Piece<T> piece{flow.from + first * flow.step, w.inputs};
+    Target<T> to = flow.to;
+    to.start = w.bias, to.to += first * to.step + o;
+    if (to.add) to.add += first * to.add_step + o;
+    product(w, Source<T>{&piece, 1, flow.step}, samples, to);
   }
 
-  // body(first row, rows) for shares of the batch
-  template <class Body> void each_share(const Body& body) const {
-    const int64_t tiles = (a.batch + kTile - 1) / kTile;
-    struct Shared {
-      const Body& body;
-      int64_t batch;
-    } shared{body, a.batch};
+  // All of a wide layer. A thread goes through the samples of one block of outputs before it packs the next.
+  template <class After>
+  void in_blocks(int64_t l, const Matrix<T>& w, bool natural, const Flow& flow, const After& after) const {
+    const int64_t packs = (w.outputs + kLanes - 1) / kLanes, columns = packs / kBlockPacks;
+    const int64_t groups = (a.batch + kBlockSamples - 1) / kBlockSamples;
+    ranges(columns * groups, 1, [&](int64_t begin, int64_t end) {
+      thread_local Scratch own;
+      Matrix<T> strip;
+      strip.inputs = w.inputs;
+      strip.weight = reinterpret_cast<T*>(own.of((w.inputs * kPacks<T> * kLanes + kLanes) * int64_t(sizeof(T))));
+      for (int64_t i = begin, count; i < end; i += count) {
+        const int64_t column = i / groups, group = i % groups, last = packs * (column + 1) / columns;
+        count = std::min(groups - group, end - i);
+        const int64_t first = group * kBlockSamples;
+        const int64_t samples = std::min(a.batch, (group + count) * kBlockSamples) - first;
+        for (int64_t p = packs * column / columns; p < last; p += kPacks<T>) {
+          const int64_t o = p * kLanes, width = std::min<int64_t>(kPacks<T>, last - p) * kLanes;
+          pack_strip(strip.weight, weight(l), o, width, w.outputs, w.inputs, natural);
+          strip.outputs = std::min(width, w.outputs - o), strip.bias = w.bias + o;
+          multiply(strip, flow, first, samples, o);
+          after(l, first, samples, o, strip.outputs);
+        }
+      }
+      own.shrink();
+    });
+  }
+
+  // body(begin, end) for ranges of some tasks
+  template <class Body> static void ranges(int64_t tasks, int64_t grain, const Body& body) {
     parallel_ranges(
-        tiles, a.batch * work() < kSmall ? tiles : 1,
-        [](int64_t begin, int64_t end, void* context) {
-          const auto& s = *static_cast<Shared*>(context);
-          const int64_t first = begin * kTile;
-          s.body(first, std::min(end * kTile, s.batch) - first);
-        },
-        &shared);
+        tasks, grain,
+        [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); },
+        const_cast<Body*>(&body));
+  }
+
+  // A pass: each layer's product goes where flow(layer) says, then after(layer, first sample, samples, first output,
+  // outputs) is called for blocks of it; coupled(first sample, samples) is the step of the coupling.
+  template <class Where, class After, class Coupled>
+  void pass(const Steps& steps, const std::array<Matrix<T>, GMK_MLP_LAYERS>& w, bool natural, const Where& flow,
+            const After& after, const Coupled& coupled) const {
+    const int64_t tiles = (a.batch + kTile - 1) / kTile;
+    for (int begin = 0, end; begin < steps.count; begin = end) {
+      const auto apart = [&](int i) { return steps.step[i] != kCouple && wide(w[steps.step[i]]); };
+      end = begin + 1;
+      if (apart(begin)) {
+        const int64_t l = steps.step[begin];
+        in_blocks(l, w[l], natural, flow(l), after);
+        continue;
+      }
+      while (end < steps.count && !apart(end)) ++end;
+      ranges(tiles, a.batch * work() < kSmall ? tiles : 1, [&](int64_t from, int64_t to) {
+        const int64_t first = from * kTile, samples = std::min(to * kTile, a.batch) - first;
+        for (int i = begin; i < end; ++i) {
+          const int64_t l = steps.step[i];
+          if (l == kCouple) {
+            coupled(first, samples);
+          } else {
+            multiply(w[l], flow(l), first, samples);
+            after(l, first, samples, 0, w[l].outputs);
+          }
+        }
+      });
+    }
+  }
+  void pack_narrow(std::array<Matrix<T>, GMK_MLP_LAYERS>& w, const Steps& steps, bool natural) const {
+    std::vector<Strip<T>> todo;
+    for (int i = 0; i < steps.count; ++i) {
+      const int64_t l = steps.step[i];
+      if (l == kCouple) continue;
+      const T* bias = natural ? nullptr : static_cast<const T*>(a.bias[l]);
+      for (int64_t o = 0; o < w[l].outputs; ++o) w[l].bias[o] = bias ? bias[o] : T(0);
+      if (!wide(w[l])) add_strips(todo, w[l], weight(l));
+    }
+    pack_strips(todo, natural);
   }
 
   // What every number of a coupling's result is multiplied by and shifted by afterwards, if it is.
@@ -159,36 +188,43 @@ template <class T, int kind> struct Mlp {
   }
 
   void forward() const {
-    thread_local Scratch mine;
-    Arena size(nullptr);
-    matrices(size, false), norm(size);
-    Arena arena(mine.of(size.bytes()));
-    auto w = matrices(arena, false);
-    Norm after = norm(arena);
-    pack_all(w, false, true), fill(after);
+    Steps steps;
+    for (int64_t l = 0; l < a.layers; ++l) steps.add(l);
+    if (a.split) steps.add(kCouple);
     int64_t widest = 0;
     for (int64_t l = 1; l < a.layers; ++l) widest = std::max(widest, a.widths[l]);
-    each_share([&](int64_t first, int64_t rows) {
-      thread_local Scratch own;
-      T* active = reinterpret_cast<T*>(own.of((rows * widest + kLanes) * int64_t(sizeof(T))));
-      Piece<T> piece{input + first * a.x_step, a.widths[0]};
-      int64_t step = a.x_step;
-      for (int64_t l = 0; l < a.layers; ++l) {
-        const bool last = l + 1 == a.layers, outside = last && !a.split;
-        const int64_t width = a.widths[l + 1], to_step = outside ? width : hidden;
-        T* to = outside ? static_cast<T*>(a.out) + first * width
-                        : static_cast<T*>(a.hidden) + first * hidden + offset[l + 1];
-        product(w[l], Source<T>{&piece, 1, step}, rows, Target<T>{w[l].bias, 0, to, to_step});
-        if (last) break;
-        for (int64_t b = 0; b < rows; ++b)
-          walk(width, [&](int64_t i, int lanes) {
-            put(active + b * width + i, lanes, A::value(get(to + b * to_step + i, lanes)));
-          });
-        piece = {active, width}, step = width;
+    struct Kept {
+      std::array<Matrix<T>, GMK_MLP_LAYERS> w;
+      Norm after;
+      T* active[2];  // what a layer reads, and what it makes
+    };
+    const auto lay_out = [&](Arena& arena) {
+      const int64_t stored = a.batch * widest + kLanes;
+      return Kept{matrices(arena, false), norm(arena), {arena.take<T>(stored), arena.take<T>(stored)}};
+    };
+    thread_local Scratch mine;
+    Arena size(nullptr);
+    lay_out(size);
+    Arena arena(mine.of(size.bytes()));
+    Kept k = lay_out(arena);
+    pack_narrow(k.w, steps, false), fill(k.after);
+
+    const auto flow = [&](int64_t l) {
+      const bool outside = l + 1 == a.layers && !a.split;
+      T* to = outside ? static_cast<T*>(a.out) : static_cast<T*>(a.hidden) + offset[l + 1];
+      return Flow{
+          l ? k.active[l % 2] : input, l ? widest : a.x_step, {nullptr, 0, to, outside ? a.widths[l + 1] : hidden}};
+    };
+    const auto activate = [&](int64_t l, int64_t first, int64_t samples, int64_t o, int64_t outputs) {
+      if (l + 1 == a.layers) return;
+      for (int64_t b = first; b < first + samples; ++b) {
+        const T* from = static_cast<const T*>(a.hidden) + b * hidden + offset[l + 1] + o;
+        T* to = k.active[(l + 1) % 2] + b * widest + o;
+        walk(outputs, [&](int64_t i, int lanes) { put(to + i, lanes, A::value(get(from + i, lanes))); });
       }
-      if (a.split) transform(first, rows, after);
-      own.shrink();
-    });
+    };
+    pass(steps, k.w, false, flow, activate,
+         [&](int64_t first, int64_t samples) { transform(first, samples, k.after); });
     mine.shrink();
   }
 
@@ -265,62 +301,64 @@ template <class T, int kind> struct Mlp {
   }
 
   void backward() const {
-    thread_local Scratch mine;
-    const int64_t stored = a.batch * hidden + kLanes;
-    const int64_t scaled_size = a.norm_log_scale ? a.batch * a.features + kLanes : 0;
+    Steps steps;
+    if (a.split) steps.add(kCouple);
+    for (int64_t l = a.layers - 1; l >= (a.out_x ? 0 : 1); --l) steps.add(l);
+    const bool normed = a.norm_log_scale != nullptr;
     struct Kept {
       T *active, *slopes;  // of every hidden number: its activation, and the gradient by it
       T *scaled, *along;   // the gradient by what the coupling gives, and its product with that
+      std::array<Matrix<T>, GMK_MLP_LAYERS> w;
+      Norm after;
     };
     const auto lay_out = [&](Arena& arena) {
-      return Kept{arena.take<T>(stored), arena.take<T>(stored), arena.take<T>(scaled_size),
-                  arena.take<T>(a.out_norm_log_scale ? scaled_size : 0)};
+      const int64_t stored = a.batch * hidden + kLanes, scaled = normed ? a.batch * a.features + kLanes : 0;
+      return Kept{arena.take<T>(stored), arena.take<T>(stored), arena.take<T>(scaled),
+                  arena.take<T>(scaled), matrices(arena, true), norm(arena)};
     };
+    thread_local Scratch mine;
     Arena size(nullptr);
-    lay_out(size), matrices(size, true), norm(size);
+    lay_out(size);
     Arena arena(mine.of(size.bytes()));
-    const Kept k = lay_out(arena);
-    auto w = matrices(arena, true);
-    Norm after = norm(arena);
-    pack_all(w, true, a.out_x != nullptr), fill(after);
-    const T* grad = after.gain ? k.scaled : static_cast<const T*>(a.grad);
-    const int64_t grad_step = after.gain ? a.features : a.grad_step;
-    T *active = k.active, *slopes = k.slopes, *along = a.out_norm_log_scale ? k.along : nullptr;
-    each_share([&](int64_t first, int64_t rows) {
-      if (after.gain)
-        for (int64_t b = first; b < first + rows; ++b)
-          walk(a.features, [&](int64_t i, int lanes) {
-            const P g = get(static_cast<const T*>(a.grad) + b * a.grad_step + i, lanes);
-            put(k.scaled + b * a.features + i, lanes, g * get(after.gain + i, lanes));
-          });
-      if (a.split) transform_backward(first, rows, grad, grad_step, slopes, along);
-      for (int64_t l = a.layers - 1; l >= (a.out_x ? 0 : 1); --l) {
-        const bool outside = l + 1 == a.layers && !a.split;
-        const int64_t width = a.widths[l], from_step = outside ? grad_step : hidden;
-        const Piece<T> piece{outside ? grad + first * grad_step : slopes + first * hidden + offset[l + 1],
-                             a.widths[l + 1]};
-        const Source<T> from{&piece, 1, from_step};
-        if (l == 0) {
-          const int64_t step = a.split ? a.features : width;
-          Target<T> to{w[0].bias, 0, static_cast<T*>(a.out_x) + first * step + kept, step};
-          if (a.split) to.add = grad + first * grad_step + kept, to.add_step = grad_step;
-          product(w[0], from, rows, to);
-          break;
-        }
-        T* to = slopes + first * hidden + offset[l];
-        product(w[l], from, rows, Target<T>{w[l].bias, 0, to, hidden});
-        const T* before = static_cast<const T*>(a.hidden) + first * hidden + offset[l];
-        T* after = active + first * hidden + offset[l];
-        for (int64_t b = 0; b < rows; ++b)
-          walk(width, [&](int64_t i, int lanes) {
-            const int64_t at = b * hidden + i;
-            const P x = get(before + at, lanes), h = A::value(x);
-            put(after + at, lanes, h);
-            put(to + at, lanes, get(to + at, lanes) * A::slope(x, h));
-          });
+    Kept k = lay_out(arena);
+    pack_narrow(k.w, steps, true), fill(k.after);
+    const T* grad = normed ? k.scaled : static_cast<const T*>(a.grad);
+    const int64_t grad_step = normed ? a.features : a.grad_step;
+    T* along = a.out_norm_log_scale ? k.along : nullptr;
+
+    const auto flow = [&](int64_t l) {
+      const bool outside = l + 1 == a.layers && !a.split;
+      Flow found{outside ? grad : k.slopes + offset[l + 1], outside ? grad_step : hidden, {}};
+      if (l) {
+        found.to.to = k.slopes + offset[l], found.to.step = hidden;
+        return found;
       }
-    });
-    sums(active, slopes, along);
+      Target<T>& to = found.to;
+      to.to = static_cast<T*>(a.out_x) + kept, to.step = a.split ? a.features : a.widths[0];
+      if (a.split) to.add = grad + kept, to.add_step = grad_step;
+      return found;
+    };
+    const auto activate = [&](int64_t l, int64_t first, int64_t samples, int64_t o, int64_t outputs) {
+      if (l == 0) return;
+      for (int64_t b = first; b < first + samples; ++b) {
+        const int64_t at = b * hidden + offset[l] + o;
+        walk(outputs, [&](int64_t i, int lanes) {
+          const P x = get(static_cast<const T*>(a.hidden) + at + i, lanes), h = A::value(x);
+          put(k.active + at + i, lanes, h);
+          put(k.slopes + at + i, lanes, get(k.slopes + at + i, lanes) * A::slope(x, h));
+        });
+      }
+    };
+    const auto uncouple = [&](int64_t first, int64_t samples) {
+      for (int64_t b = first; normed && b < first + samples; ++b)
+        walk(a.features, [&](int64_t i, int lanes) {
+          const P g = get(static_cast<const T*>(a.grad) + b * a.grad_step + i, lanes);
+          put(k.scaled + b * a.features + i, lanes, g * get(k.after.gain + i, lanes));
+        });
+      transform_backward(first, samples, grad, grad_step, k.slopes, along);
+    };
+    pass(steps, k.w, true, flow, activate, uncouple);
+    sums(k.active, k.slopes, along);
     mine.shrink();
   }
 

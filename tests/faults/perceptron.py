@@ -18,7 +18,7 @@ PERCEPTRON = [
     Fault("second-derivative-follows-the-graph-before", _OPS + "autograd.py",
           "return t.view_as(t) if t.requires_grad else", "return t if t.requires_grad else", _MLP),
     Fault("kept-half-gets-no-gradient-of-its-own", _CORE,
-          "if (a.split) to.add = grad + first * grad_step + kept, to.add_step = grad_step;", "", _COUPLED),
+          "if (a.split) to.add = grad + kept, to.add_step = grad_step;", "", _COUPLED),
     Fault("shift-of-an-inverse-with-the-wrong-sign", _ROWS, "inverse ? -r.x : gi", "inverse ? r.x : gi", _COUPLED),
     Fault("actnorm-scale-without-the-logdet", _CORE,
           "column(along + row, a.features, lanes) + P(std::accumulate(logdet, logdet + a.batch, T(0)))",

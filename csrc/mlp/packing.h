@@ -1,0 +1,87 @@
+// The weights of perceptrons as their products read them, and the memory for it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "gmk/parallel.h"
+#include "gmk/product.h"
+
+namespace gmk {
+namespace GMK_ISA {
+namespace {
+
+using products::Arena;
+using products::Matrix;
+using products::round_up;
+
+// Memory that a thread keeps from call to call, because fresh memory costs a page fault for every page.
+class Scratch {
+  static constexpr int64_t kKept = int64_t(16) << 20;
+  std::unique_ptr<char[]> memory;
+  int64_t size = 0;
+
+ public:
+  char* of(int64_t bytes) {
+    if (bytes > size) memory.reset(), memory.reset(new char[bytes]), size = bytes;
+    return memory.get();
+  }
+  void shrink() {
+    if (size > kKept) memory.reset(), size = 0;
+  }
+};
+
+// Rows to be fetched before they are read: a strip has more of them, or shorter ones, than the processor fetches
+// itself.
+constexpr int64_t kAhead = 8;
+
+// One strip of packed weights: columns o of W, or rows of W if `natural`, as Matrix has them.
+template <class T>
+void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, int64_t inputs, bool natural) {
+  const int64_t real = std::min(width, outputs - o);
+  if (natural) {  // W is (inputs, outputs) here
+    for (int64_t i = 0; i < inputs; ++i, to += width) {
+      for (int64_t r = 0; r < real; r += kLanes) __builtin_prefetch(w + (i + kAhead) * outputs + o + r);
+      std::memcpy(to, w + i * outputs + o, size_t(real) * sizeof(T));
+      std::fill(to + real, to + width, T(0));
+    }
+    return;
+  }
+  for (int64_t begin = 0; begin < inputs; begin += kLanes) {
+    const int64_t end = std::min<int64_t>(begin + kLanes, inputs);
+    for (int64_t r = 0; r < width; ++r) {
+      const T* row = w + (o + r) * inputs;
+      __builtin_prefetch(row + end + kLanes);
+      for (int64_t i = begin; i < end; ++i) to[i * width + r] = r < real ? row[i] : T(0);
+    }
+  }
+}
+
+template <class T> struct Strip {
+  T* to;
+  const T* weight;
+  int64_t o, width, outputs, inputs;
+};
+template <class T> void add_strips(std::vector<Strip<T>>& todo, const Matrix<T>& w, const T* weight) {
+  T* to = w.weight;
+  for (int64_t o = 0; o < w.outputs; o += products::kPacks<T> * kLanes) {
+    const int64_t width = std::min<int64_t>(products::kPacks<T> * kLanes, round_up(w.outputs - o, kLanes));
+    todo.push_back({to, weight, o, width, w.outputs, w.inputs});
+    to += width * w.inputs;
+  }
+}
+template <class T> void pack_strips(const std::vector<Strip<T>>& todo, bool natural) {
+  int64_t work = 0;
+  for (const Strip<T>& s : todo) work += s.width * s.inputs;
+  parallel_for(
+      int64_t(todo.size()),
+      [&](int64_t i) {
+        const Strip<T>& s = todo[size_t(i)];
+        pack_strip(s.to, s.weight, s.o, s.width, s.outputs, s.inputs, natural);
+      },
+      work < (1 << 14) ? int64_t(todo.size()) : 1);  // with fewer, threads cost more than they save
+}
+
+}  // namespace
+}  // namespace GMK_ISA
+}  // namespace gmk
