@@ -26,7 +26,8 @@ using Args = gmk_mlp_args;
 // Multiplications: with fewer, threads cost more than they save.
 constexpr int64_t kSmall = 1 << 14;
 constexpr int64_t kWide = 1 << 18;                      // bytes of a wide layer's weights
-constexpr int64_t kBlockPacks = 8, kBlockSamples = 64;  // a block of its outputs, and of samples
+constexpr int64_t kLong = 256;                          // samples of a large batch
+constexpr int64_t kBlockPacks = 8, kBlockVectors = 64;  // a block of what is packed, and of what it is multiplied by
 
 template <class T, int kind> struct Mlp {
   using P = pack<T>;
@@ -91,27 +92,24 @@ template <class T, int kind> struct Mlp {
     product(w, Source<T>{&piece, 1, flow.step}, samples, to);
   }
 
-  // All of a wide layer. A thread goes through the samples of one block of outputs before it packs the next.
-  template <class After>
-  void in_blocks(int64_t l, const Matrix<T>& w, bool natural, const Flow& flow, const After& after) const {
-    const int64_t packs = (w.outputs + kLanes - 1) / kLanes, columns = packs / kBlockPacks;
-    const int64_t groups = (a.batch + kBlockSamples - 1) / kBlockSamples;
-    ranges(columns * groups, 1, [&](int64_t begin, int64_t end) {
+  // All of a wide product: fill(strip, first column, columns) packs some columns of one factor, and body(strip, first
+  // column, columns, first vector, vectors) multiplies them by vectors of the other. A thread goes through the vectors
+  // of one block of columns before it packs the next.
+  template <class Fill, class Body>
+  static void in_blocks(int64_t columns, int64_t depth, int64_t vectors, const Fill& fill, const Body& body) {
+    const int64_t packs = (columns + kLanes - 1) / kLanes, parts = packs / kBlockPacks;
+    const int64_t groups = (vectors + kBlockVectors - 1) / kBlockVectors;
+    ranges(parts * groups, 1, [&](int64_t begin, int64_t end) {
       thread_local Scratch own;
-      Matrix<T> strip;
-      strip.inputs = w.inputs;
-      strip.weight = reinterpret_cast<T*>(own.of((w.inputs * kPacks<T> * kLanes + kLanes) * int64_t(sizeof(T))));
+      T* strip = aligned(reinterpret_cast<T*>(own.of((depth * kPacks<T> * kLanes + 2 * kLanes) * int64_t(sizeof(T)))));
       for (int64_t i = begin, count; i < end; i += count) {
-        const int64_t column = i / groups, group = i % groups, last = packs * (column + 1) / columns;
+        const int64_t part = i / groups, group = i % groups, last = packs * (part + 1) / parts;
         count = std::min(groups - group, end - i);
-        const int64_t first = group * kBlockSamples;
-        const int64_t samples = std::min(a.batch, (group + count) * kBlockSamples) - first;
-        for (int64_t p = packs * column / columns; p < last; p += kPacks<T>) {
+        const int64_t first = group * kBlockVectors, some = std::min(vectors, first + count * kBlockVectors) - first;
+        for (int64_t p = packs * part / parts; p < last; p += kPacks<T>) {
           const int64_t o = p * kLanes, width = std::min<int64_t>(kPacks<T>, last - p) * kLanes;
-          pack_strip(strip.weight, weight(l), o, width, w.outputs, w.inputs, natural);
-          strip.outputs = std::min(width, w.outputs - o), strip.bias = w.bias + o;
-          multiply(strip, flow, first, samples, o);
-          after(l, first, samples, o, strip.outputs);
+          fill(strip, o, width);
+          body(strip, o, std::min(width, columns - o), first, some);
         }
       }
       own.shrink();
@@ -136,8 +134,19 @@ template <class T, int kind> struct Mlp {
       const auto apart = [&](int i) { return steps.step[i] != kCouple && wide(w[steps.step[i]]); };
       end = begin + 1;
       if (apart(begin)) {
-        const int64_t l = steps.step[begin];
-        in_blocks(l, w[l], natural, flow(l), after);
+        const int64_t l = steps.step[begin], outputs = w[l].outputs, inputs = w[l].inputs;
+        const Flow way = flow(l);
+        in_blocks(
+            outputs, inputs, a.batch,
+            [&](T* strip, int64_t o, int64_t width) {
+              pack_strip(strip, weight(l), o, width, outputs, inputs, natural ? outputs : inputs, natural);
+            },
+            [&](T* strip, int64_t o, int64_t some, int64_t first, int64_t samples) {
+              Matrix<T> part;
+              part.outputs = some, part.inputs = inputs, part.weight = strip, part.bias = w[l].bias + o;
+              multiply(part, way, first, samples, o);
+              after(l, first, samples, o, some);
+            });
         continue;
       }
       while (end < steps.count && !apart(end)) ++end;
@@ -292,12 +301,21 @@ template <class T, int kind> struct Mlp {
           store_n(to, sum[m][v], rest);
       }
   }
-  template <int M>
-  GMK_INLINE void outer_rows(const T* g, int64_t g_step, const T* h, int64_t h_step, int64_t inputs, T* out) const {
-    int64_t i = 0;
-    for (; inputs - i > (kPacks<T> - 1) * kLanes; i += kPacks<T> * kLanes)
-      outer<M, kPacks<T>>(g, g_step, h + i, h_step, inputs - i, out + i, inputs);
-    for (; i < inputs; i += kLanes) outer<M, 1>(g, g_step, h + i, h_step, inputs - i, out + i, inputs);
+  // some rows of it, and columns
+  GMK_INLINE void outer_block(const T* g, int64_t g_step, int64_t rows, const T* h, int64_t h_step, int64_t columns,
+                              T* out, int64_t out_step) const {
+    constexpr int kRows = 4;
+    const auto wide = [&](auto count, int64_t o) {
+      constexpr int M = decltype(count)::value;
+      int64_t i = 0;
+      T* to = out + o * out_step;
+      for (; columns - i > (kPacks<T> - 1) * kLanes; i += kPacks<T> * kLanes)
+        outer<M, kPacks<T>>(g + o, g_step, h + i, h_step, columns - i, to + i, out_step);
+      for (; i < columns; i += kLanes) outer<M, 1>(g + o, g_step, h + i, h_step, columns - i, to + i, out_step);
+    };
+    int64_t o = 0;
+    for (; o + kRows <= rows; o += kRows) wide(std::integral_constant<int, kRows>(), o);
+    for (; o < rows; ++o) wide(std::integral_constant<int, 1>(), o);
   }
 
   void backward() const {
@@ -308,13 +326,21 @@ template <class T, int kind> struct Mlp {
     struct Kept {
       T *active, *slopes;  // of every hidden number: its activation, and the gradient by it
       T *scaled, *along;   // the gradient by what the coupling gives, and its product with that
+      T* packed;           // see sums
       std::array<Matrix<T>, GMK_MLP_LAYERS> w;
       Norm after;
     };
     const auto lay_out = [&](Arena& arena) {
       const int64_t stored = a.batch * hidden + kLanes, scaled = normed ? a.batch * a.features + kLanes : 0;
-      return Kept{arena.take<T>(stored), arena.take<T>(stored), arena.take<T>(scaled),
-                  arena.take<T>(scaled), matrices(arena, true), norm(arena)};
+      int64_t packed = 0;
+      for (int64_t l = 0; l < a.layers; ++l) packed += summed_in_blocks(l) ? packed_size(l) : 0;
+      return Kept{arena.take<T>(stored),
+                  arena.take<T>(stored),
+                  arena.take<T>(scaled),
+                  arena.take<T>(scaled),
+                  arena.take<T>(packed),
+                  matrices(arena, true),
+                  norm(arena)};
     };
     thread_local Scratch mine;
     Arena size(nullptr);
@@ -358,7 +384,7 @@ template <class T, int kind> struct Mlp {
       transform_backward(first, samples, grad, grad_step, k.slopes, along);
     };
     pass(steps, k.w, true, flow, activate, uncouple);
-    sums(k.active, k.slopes, along);
+    sums(k.active, k.slopes, along, k.packed);
     mine.shrink();
   }
 
@@ -369,50 +395,91 @@ template <class T, int kind> struct Mlp {
     return sum;
   }
 
-  // Gradients by weights and biases, and by what follows the coupling.
-  void sums(const T* active, const T* slopes, const T* along) const {
-    constexpr int64_t kRows = 4, kNorm = -1;
+  // A layer's gradients are sums of g h over the batch: where these lie.
+  struct Factors {
+    const T *g, *h;
+    int64_t g_step, h_step;
+  };
+  bool summed_in_blocks(int64_t l) const {
+    const int64_t inputs = a.widths[l];
+    const int64_t read = inputs * std::max(a.widths[l + 1], a.batch) * int64_t(sizeof(T));
+    return a.out_weight[l] && inputs >= kBlockPacks * kLanes && read >= kWide;
+  }
+  int64_t packed_size(int64_t l) const { return round_up(a.widths[l + 1], kLanes) * a.batch; }
+
+  // Gradients by weights and biases, and by what follows the coupling. In large batches the numbers of a column of g
+  // lie on as many pages as there are samples: kLanes columns are put together first, in wide layers into `packed`.
+  void sums(const T* active, const T* slopes, const T* along, T* packed) const {
+    constexpr int64_t kNorm = -1;
+    const auto factors = [&](int64_t l) {
+      const bool outside = l + 1 == a.layers && !a.split;
+      return Factors{outside ? static_cast<const T*>(a.grad) : slopes + offset[l + 1], l ? active + offset[l] : input,
+                     outside ? a.grad_step : hidden, l ? hidden : a.x_step};
+    };
     struct Block {
       int64_t layer, row;
+      T* packed;
     };
     std::vector<Block> todo;
     if (a.out_norm_log_scale || a.out_norm_shift)
-      for (int64_t i = 0; i < a.features; i += kLanes) todo.push_back({kNorm, i});
-    for (int64_t l = 0; l < a.layers; ++l)
+      for (int64_t i = 0; i < a.features; i += kLanes) todo.push_back({kNorm, i, nullptr});
+    T* room = packed;
+    for (int64_t l = 0; l < a.layers; ++l) {
+      const bool blocks = summed_in_blocks(l);
       if (a.out_weight[l] || a.out_bias[l])
-        for (int64_t o = 0; o < a.widths[l + 1]; o += kLanes) todo.push_back({l, o});
+        for (int64_t o = 0; o < a.widths[l + 1]; o += kLanes)
+          todo.push_back({l, o, blocks ? room + o * a.batch : nullptr});
+      if (blocks) room += packed_size(l);
+    }
     parallel_for(
         int64_t(todo.size()),
         [&](int64_t t) {
-          const auto [l, row] = todo[t];
-          if (l == kNorm) {
-            const int lanes = int(std::min<int64_t>(kLanes, a.features - row));
-            const auto* logdet = static_cast<const T*>(a.grad_logdet);
-            if (a.out_norm_log_scale)
-              put(static_cast<T*>(a.out_norm_log_scale) + row, lanes,
-                  column(along + row, a.features, lanes) + P(std::accumulate(logdet, logdet + a.batch, T(0))));
-            if (a.out_norm_shift)
-              put(static_cast<T*>(a.out_norm_shift) + row, lanes,
-                  column(static_cast<const T*>(a.grad) + row, a.grad_step, lanes));
-            return;
+          const auto [l, row, together] = todo[size_t(t)];
+          if (l == kNorm) return norm_sums(row, along);
+          const Factors f = factors(l);
+          const int lanes = int(std::min<int64_t>(kLanes, a.widths[l + 1] - row));
+          const T* g = f.g + row;
+          int64_t g_step = f.g_step;
+          thread_local Scratch own;
+          if (together || a.batch >= kLong) {
+            T* to = together ? together : reinterpret_cast<T*>(own.of(a.batch * kLanes * int64_t(sizeof(T))));
+            for (int64_t b = 0; b < a.batch; ++b) store(to + b * kLanes, get(g + b * g_step, lanes));
+            g = to, g_step = kLanes;
           }
-          const bool outside = l + 1 == a.layers && !a.split;
-          const int64_t outputs = a.widths[l + 1], inputs = a.widths[l], end = std::min(row + kLanes, outputs);
-          const int64_t g_step = outside ? a.grad_step : hidden, h_step = l ? hidden : a.x_step;
-          const T* g = outside ? static_cast<const T*>(a.grad) : slopes + offset[l + 1];
-          const T* h = l ? active + offset[l] : input;
-          if (a.out_weight[l]) {
-            T* out = static_cast<T*>(a.out_weight[l]);
-            int64_t o = row;
-            for (; o + kRows <= end; o += kRows) outer_rows<kRows>(g + o, g_step, h, h_step, inputs, out + o * inputs);
-            for (; o < end; ++o) outer_rows<1>(g + o, g_step, h, h_step, inputs, out + o * inputs);
-          }
-          if (a.out_bias[l]) {
-            const int lanes = int(end - row);
-            put(static_cast<T*>(a.out_bias[l]) + row, lanes, column(g + row, g_step, lanes));
-          }
+          if (a.out_weight[l] && !together)
+            outer_block(g, g_step, lanes, f.h, f.h_step, a.widths[l],
+                        static_cast<T*>(a.out_weight[l]) + row * a.widths[l], a.widths[l]);
+          if (a.out_bias[l]) put(static_cast<T*>(a.out_bias[l]) + row, lanes, column(g, g_step, lanes));
+          own.shrink();
         },
         a.batch * work() < kSmall ? int64_t(todo.size()) : 1);
+
+    for (int64_t l = 0; l < a.layers; ++l) {
+      if (!summed_in_blocks(l)) continue;
+      const Factors f = factors(l);
+      const int64_t inputs = a.widths[l], outputs = a.widths[l + 1];
+      in_blocks(
+          inputs, a.batch, outputs,
+          [&](T* strip, int64_t i, int64_t width) {
+            pack_strip(strip, f.h, i, width, inputs, a.batch, f.h_step, true);
+          },
+          [&](const T* strip, int64_t i, int64_t some, int64_t first, int64_t rows) {
+            const int64_t width = round_up(some, kLanes);
+            for (int64_t o = first; o < first + rows; o += kLanes)
+              outer_block(packed + o * a.batch, kLanes, std::min<int64_t>(kLanes, outputs - o), strip, width, some,
+                          static_cast<T*>(a.out_weight[l]) + o * inputs + i, inputs);
+          });
+      packed += packed_size(l);
+    }
+  }
+  void norm_sums(int64_t i, const T* along) const {
+    const int lanes = int(std::min<int64_t>(kLanes, a.features - i));
+    const auto* logdet = static_cast<const T*>(a.grad_logdet);
+    if (a.out_norm_log_scale)
+      put(static_cast<T*>(a.out_norm_log_scale) + i, lanes,
+          column(along + i, a.features, lanes) + P(std::accumulate(logdet, logdet + a.batch, T(0))));
+    if (a.out_norm_shift)
+      put(static_cast<T*>(a.out_norm_shift) + i, lanes, column(static_cast<const T*>(a.grad) + i, a.grad_step, lanes));
   }
 };
 

@@ -35,14 +35,15 @@ class Scratch {
 // itself.
 constexpr int64_t kAhead = 8;
 
-// One strip of packed weights: columns o of W, or rows of W if `natural`, as Matrix has them.
+// One strip of a packed matrix, as Matrix has them: rows o .. of w, `step` apart, or columns if `natural`.
 template <class T>
-void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, int64_t inputs, bool natural) {
+void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, int64_t inputs, int64_t step,
+                bool natural) {
   const int64_t real = std::min(width, outputs - o);
-  if (natural) {  // W is (inputs, outputs) here
+  if (natural) {  // w is (inputs, outputs) here
     for (int64_t i = 0; i < inputs; ++i, to += width) {
-      for (int64_t r = 0; r < real; r += kLanes) __builtin_prefetch(w + (i + kAhead) * outputs + o + r);
-      std::memcpy(to, w + i * outputs + o, size_t(real) * sizeof(T));
+      for (int64_t r = 0; r < real; r += kLanes) __builtin_prefetch(w + (i + kAhead) * step + o + r);
+      std::memcpy(to, w + i * step + o, size_t(real) * sizeof(T));
       std::fill(to + real, to + width, T(0));
     }
     return;
@@ -50,12 +51,14 @@ void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, in
   for (int64_t begin = 0; begin < inputs; begin += kLanes) {
     const int64_t end = std::min<int64_t>(begin + kLanes, inputs);
     for (int64_t r = 0; r < width; ++r) {
-      const T* row = w + (o + r) * inputs;
+      const T* row = w + (o + r) * step;
       __builtin_prefetch(row + end + kLanes);
       for (int64_t i = begin; i < end; ++i) to[i * width + r] = r < real ? row[i] : T(0);
     }
   }
 }
+
+template <class T> T* aligned(T* p) { return reinterpret_cast<T*>(round_up(reinterpret_cast<int64_t>(p), 64)); }
 
 template <class T> struct Strip {
   T* to;
@@ -77,7 +80,7 @@ template <class T> void pack_strips(const std::vector<Strip<T>>& todo, bool natu
       int64_t(todo.size()),
       [&](int64_t i) {
         const Strip<T>& s = todo[size_t(i)];
-        pack_strip(s.to, s.weight, s.o, s.width, s.outputs, s.inputs, natural);
+        pack_strip(s.to, s.weight, s.o, s.width, s.outputs, s.inputs, natural ? s.outputs : s.inputs, natural);
       },
       work < (1 << 14) ? int64_t(todo.size()) : 1);  // with fewer, threads cost more than they save
 }

@@ -32,12 +32,12 @@ class Joint(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """``x`` (B, inputs) and ``y`` (B,) to (B, outputs)."""
-        h = self.linear(x)
+        h = _perceptron(x, [self.linear])
         return h if self.classes is None else h + F.embedding(y, self.classes)  # type: ignore[arg-type]
 
     def every(self, x: Tensor) -> Tensor:
         """``x`` (B, inputs), or (B, classes, inputs), with every class: (B, classes, outputs)."""
-        h = self.linear(x)
+        h = _perceptron(x.flatten(0, -2), [self.linear]).unflatten(0, x.shape[:-1])
         return (h if h.dim() == 3 else h.unsqueeze(1)) + self.classes
 
 
@@ -49,12 +49,34 @@ def _layers(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*steps)
 
 
+def _linears(rest: nn.Sequential) -> list[nn.Linear]:
+    return [layer for layer in rest if isinstance(layer, nn.Linear)]
+
+
+def _fast(x: Tensor) -> bool:
+    return x.is_cpu and not torch.is_autocast_enabled("cpu")
+
+
+def _perceptron(x: Tensor, layers: list[nn.Linear]) -> Tensor:
+    """Linear layers with ReLU between them, in one call where the kernels are the faster way."""
+    if not _fast(x) or len(layers) > 4:
+        for i, layer in enumerate(layers):
+            x = layer(x.relu() if i else x)
+        return x
+    return gmk.mlp(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
+
+
 def _through(first: Joint, rest: nn.Sequential, x: Tensor, y: Tensor | None) -> Tensor:
-    """All layers; without classes, where the kernels are the faster way, in one call."""
-    if first.classes is not None or not x.is_cpu or torch.is_autocast_enabled("cpu") or len(rest) > 6:
-        return rest(first(x, y))
-    linear = [first.linear, *(layer for layer in rest if isinstance(layer, nn.Linear))]
-    return gmk.mlp(x, [layer.weight for layer in linear], [layer.bias for layer in linear])
+    """All layers."""
+    if first.classes is None:
+        return _perceptron(x, [first.linear, *_linears(rest)])
+    return _after(rest, first(x, y))
+
+
+def _after(rest: nn.Sequential, h: Tensor) -> Tensor:
+    """What follows a first layer, of its output (..., hidden)."""
+    layers = _linears(rest)
+    return _perceptron(h.relu().flatten(0, -2), layers).unflatten(0, h.shape[:-1]) if layers else h
 
 
 def _quarter(shape: Shape) -> tuple[int, int]:
@@ -91,7 +113,7 @@ class Encoder(nn.Module):
 
     def every(self, x: Tensor) -> Tensor:
         """``x`` with every class: (B, classes, outputs)."""
-        return self.rest(self.first.every(self.trunk(x)))
+        return _after(self.rest, self.first.every(self.trunk(x)))
 
 
 class Decoder(nn.Module):
@@ -117,5 +139,14 @@ class Decoder(nn.Module):
 
     def every(self, z: Tensor) -> Tensor:
         """``z`` (B, classes, latents), one for each class, to (B, classes, *shape)."""
-        h = self.rest(self.first.every(z))
+        few = _fast(z) and len(_linears(self.rest)) < 4
+        h = self.every_in_one(z) if few else _after(self.rest, self.first.every(z))
         return self.head(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+
+    def every_in_one(self, z: Tensor) -> Tensor:
+        """The layers of :meth:`every` in one call: what joins the few latents to the class is cheap to do anew for each."""
+        every = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(len(z), -1, -1)
+        first, rest = self.first.linear, _linears(self.rest)
+        weight = torch.cat([first.weight, self.first.classes.t()], 1)  # type: ignore[union-attr]
+        layers = [weight, *(layer.weight for layer in rest)], [first.bias, *(layer.bias for layer in rest)]
+        return gmk.mlp(torch.cat([z, every], 2).flatten(0, 1), *layers).unflatten(0, z.shape[:2])
