@@ -2,178 +2,24 @@
 // pass narrow layers one after another, so that nothing leaves the cache between and threads meet once, where weights
 // have been packed. Wide layers are computed in blocks of their outputs, since packed as a whole their weights would
 // leave the cache. Backward, threads meet once more before the sums over the batch.
-#include <array>
-#include <memory>
-#include <numeric>
-
 #include "gmk/dispatch.h"
-#include "gmk/parallel.h"
-#include "packing.h"
 #include "rowwise.h"
+#include "sums.h"
 
 namespace gmk {
 namespace GMK_ISA {
 namespace {
 
-using products::kPacks;
-using products::kTile;
-using products::Piece;
-using products::product;
-template <class T> using Source = products::Input<T>;
-template <class T> using Target = products::Output<T>;
-using Args = gmk_mlp_args;
-
-// Multiplications: with fewer, threads cost more than they save.
-constexpr int64_t kSmall = 1 << 14;
-constexpr int64_t kWide = 1 << 18;                      // bytes of a wide layer's weights
-constexpr int64_t kLong = 256;                          // samples of a large batch
-constexpr int64_t kBlockPacks = 8, kBlockVectors = 64;  // a block of what is packed, and of what it is multiplied by
-
-template <class T, int kind> struct Mlp {
+template <class T, int kind> struct Mlp : Sums<T> {
+  using Base = Layers<T>;
+  using Base::a, Base::offset, Base::hidden, Base::input, Base::kept, Base::changed, Base::count;
+  using typename Base::Flow, typename Base::Steps;
   using P = pack<T>;
   using A = Activation<T, kind>;
-  const Args& a;
-  std::array<int64_t, GMK_MLP_LAYERS + 1> offset{};  // of a layer's output among what is kept of a sample
-  int64_t hidden = 0;                                // how much that is
   Couple<T> couple{};
-  const T* input;                            // what the perceptron reads
-  int64_t kept = 0, changed = 0, count = 0;  // of a coupling: where both parts begin, and how many numbers change
 
-  explicit Mlp(const Args& args) : a(args), input(static_cast<const T*>(args.x)) {
-    for (int64_t l = 1; l < a.layers + (a.split ? 1 : 0); ++l) offset[l] = hidden, hidden += a.widths[l];
-    if (!a.split) return;
-    couple = couple_by<T>(a.scale_map);
-    count = a.widths[a.layers] / 2;
-    a.split > 0 ? changed = a.split : kept = count;
-    input += kept;
-  }
-  const T* weight(int64_t l) const { return static_cast<const T*>(a.weight[l]); }
-  int64_t work() const {
-    int64_t sum = 0;
-    for (int64_t l = 0; l < a.layers; ++l) sum += a.widths[l] * a.widths[l + 1];
-    return sum;
-  }
-
-  // Steps of a pass: layers, and the coupling at their end.
-  static constexpr int64_t kCouple = -1;
-  struct Steps {
-    int64_t step[GMK_MLP_LAYERS + 1];
-    int count = 0;
-    void add(int64_t s) { step[count++] = s; }
-  };
-  // Where a layer's product reads and writes, in the first sample.
-  struct Flow {
-    const T* from;
-    int64_t step;
-    Target<T> to;
-  };
-
-  static bool wide(const Matrix<T>& w) {
-    return w.outputs >= kBlockPacks * kLanes && w.outputs * w.inputs * int64_t(sizeof(T)) >= kWide;
-  }
-  // Weights of the layers in turn, for products that take a sample from width to width, backwards if `natural`; those
-  // of wide layers have no room.
-  std::array<Matrix<T>, GMK_MLP_LAYERS> matrices(Arena& arena, bool natural) const {
-    std::array<Matrix<T>, GMK_MLP_LAYERS> w;
-    for (int64_t l = 0; l < a.layers; ++l) {
-      w[l].outputs = a.widths[natural ? l : l + 1], w[l].inputs = a.widths[natural ? l + 1 : l];
-      if (!wide(w[l])) w[l].weight = arena.take<T>(round_up(w[l].outputs, kLanes) * w[l].inputs);
-      w[l].bias = arena.take<T>(w[l].outputs);
-    }
-    return w;
-  }
-
-  // Of a matrix, some outputs for some samples.
-  void multiply(const Matrix<T>& w, const Flow& flow, int64_t first, int64_t samples, int64_t o = 0) const {
-    const Piece<T> piece{flow.from + first * flow.step, w.inputs};
-    Target<T> to = flow.to;
-    to.start = w.bias, to.to += first * to.step + o;
-    if (to.add) to.add += first * to.add_step + o;
-    product(w, Source<T>{&piece, 1, flow.step}, samples, to);
-  }
-
-  // All of a wide product: fill(strip, first column, columns) packs some columns of one factor, and body(strip, first
-  // column, columns, first vector, vectors) multiplies them by vectors of the other. A thread goes through the vectors
-  // of one block of columns before it packs the next.
-  template <class Fill, class Body>
-  static void in_blocks(int64_t columns, int64_t depth, int64_t vectors, const Fill& fill, const Body& body) {
-    const int64_t packs = (columns + kLanes - 1) / kLanes, parts = packs / kBlockPacks;
-    const int64_t groups = (vectors + kBlockVectors - 1) / kBlockVectors;
-    ranges(parts * groups, 1, [&](int64_t begin, int64_t end) {
-      thread_local Scratch own;
-      T* strip = aligned(reinterpret_cast<T*>(own.of((depth * kPacks<T> * kLanes + 2 * kLanes) * int64_t(sizeof(T)))));
-      for (int64_t i = begin, count; i < end; i += count) {
-        const int64_t part = i / groups, group = i % groups, last = packs * (part + 1) / parts;
-        count = std::min(groups - group, end - i);
-        const int64_t first = group * kBlockVectors, some = std::min(vectors, first + count * kBlockVectors) - first;
-        for (int64_t p = packs * part / parts; p < last; p += kPacks<T>) {
-          const int64_t o = p * kLanes, width = std::min<int64_t>(kPacks<T>, last - p) * kLanes;
-          fill(strip, o, width);
-          body(strip, o, std::min(width, columns - o), first, some);
-        }
-      }
-      own.shrink();
-    });
-  }
-
-  // body(begin, end) for ranges of some tasks
-  template <class Body> static void ranges(int64_t tasks, int64_t grain, const Body& body) {
-    parallel_ranges(
-        tasks, grain,
-        [](int64_t begin, int64_t end, void* context) { (*static_cast<const Body*>(context))(begin, end); },
-        const_cast<Body*>(&body));
-  }
-
-  // A pass: each layer's product goes where flow(layer) says, then after(layer, first sample, samples, first output,
-  // outputs) is called for blocks of it; coupled(first sample, samples) is the step of the coupling.
-  template <class Where, class After, class Coupled>
-  void pass(const Steps& steps, const std::array<Matrix<T>, GMK_MLP_LAYERS>& w, bool natural, const Where& flow,
-            const After& after, const Coupled& coupled) const {
-    const int64_t tiles = (a.batch + kTile - 1) / kTile;
-    for (int begin = 0, end; begin < steps.count; begin = end) {
-      const auto apart = [&](int i) { return steps.step[i] != kCouple && wide(w[steps.step[i]]); };
-      end = begin + 1;
-      if (apart(begin)) {
-        const int64_t l = steps.step[begin], outputs = w[l].outputs, inputs = w[l].inputs;
-        const Flow way = flow(l);
-        in_blocks(
-            outputs, inputs, a.batch,
-            [&](T* strip, int64_t o, int64_t width) {
-              pack_strip(strip, weight(l), o, width, outputs, inputs, natural ? outputs : inputs, natural);
-            },
-            [&](T* strip, int64_t o, int64_t some, int64_t first, int64_t samples) {
-              Matrix<T> part;
-              part.outputs = some, part.inputs = inputs, part.weight = strip, part.bias = w[l].bias + o;
-              multiply(part, way, first, samples, o);
-              after(l, first, samples, o, some);
-            });
-        continue;
-      }
-      while (end < steps.count && !apart(end)) ++end;
-      ranges(tiles, a.batch * work() < kSmall ? tiles : 1, [&](int64_t from, int64_t to) {
-        const int64_t first = from * kTile, samples = std::min(to * kTile, a.batch) - first;
-        for (int i = begin; i < end; ++i) {
-          const int64_t l = steps.step[i];
-          if (l == kCouple) {
-            coupled(first, samples);
-          } else {
-            multiply(w[l], flow(l), first, samples);
-            after(l, first, samples, 0, w[l].outputs);
-          }
-        }
-      });
-    }
-  }
-  void pack_narrow(std::array<Matrix<T>, GMK_MLP_LAYERS>& w, const Steps& steps, bool natural) const {
-    std::vector<Strip<T>> todo;
-    for (int i = 0; i < steps.count; ++i) {
-      const int64_t l = steps.step[i];
-      if (l == kCouple) continue;
-      const T* bias = natural ? nullptr : static_cast<const T*>(a.bias[l]);
-      for (int64_t o = 0; o < w[l].outputs; ++o) w[l].bias[o] = bias ? bias[o] : T(0);
-      if (!wide(w[l])) add_strips(todo, w[l], weight(l));
-    }
-    pack_strips(todo, natural);
+  explicit Mlp(const Args& args) : Sums<T>(args) {
+    if (a.split) couple = couple_by<T>(a.scale_map);
   }
 
   // What every number of a coupling's result is multiplied by and shifted by afterwards, if it is.
@@ -199,7 +45,7 @@ template <class T, int kind> struct Mlp {
   void forward() const {
     Steps steps;
     for (int64_t l = 0; l < a.layers; ++l) steps.add(l);
-    if (a.split) steps.add(kCouple);
+    if (a.split) steps.add(Base::kCouple);
     int64_t widest = 0;
     for (int64_t l = 1; l < a.layers; ++l) widest = std::max(widest, a.widths[l]);
     struct Kept {
@@ -209,14 +55,14 @@ template <class T, int kind> struct Mlp {
     };
     const auto lay_out = [&](Arena& arena) {
       const int64_t stored = a.batch * widest + kLanes;
-      return Kept{matrices(arena, false), norm(arena), {arena.take<T>(stored), arena.take<T>(stored)}};
+      return Kept{this->matrices(arena, false), norm(arena), {arena.take<T>(stored), arena.take<T>(stored)}};
     };
     thread_local Scratch mine;
     Arena size(nullptr);
     lay_out(size);
     Arena arena(mine.of(size.bytes()));
     Kept k = lay_out(arena);
-    pack_narrow(k.w, steps, false), fill(k.after);
+    this->pack_narrow(k.w, steps, false), fill(k.after);
 
     const auto flow = [&](int64_t l) {
       const bool outside = l + 1 == a.layers && !a.split;
@@ -232,8 +78,8 @@ template <class T, int kind> struct Mlp {
         walk(outputs, [&](int64_t i, int lanes) { put(to + i, lanes, A::value(get(from + i, lanes))); });
       }
     };
-    pass(steps, k.w, false, flow, activate,
-         [&](int64_t first, int64_t samples) { transform(first, samples, k.after); });
+    this->pass(steps, k.w, false, flow, activate,
+               [&](int64_t first, int64_t samples) { transform(first, samples, k.after); });
     mine.shrink();
   }
 
@@ -272,55 +118,9 @@ template <class T, int kind> struct Mlp {
     }
   }
 
-  // sums over the batch: out[m][i] = sum of g[b][m] h[b][i], for M rows and V packs, of which `lanes` numbers count
-  template <int M, int V>
-  GMK_INLINE void outer(const T* g, int64_t g_step, const T* h, int64_t h_step, int64_t left, T* out,
-                        int64_t out_step) const {
-    P sum[M][V];
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < V; ++v) sum[m][v] = P(T(0));
-    const int whole = int(std::min<int64_t>(V, left / kLanes)), rest = int(left - whole * kLanes);
-    for (int64_t b = 0; b < a.batch; ++b, g += g_step, h += h_step) {
-      P row[V];
-      if (whole == V)
-        for (int v = 0; v < V; ++v) row[v] = load(h + v * kLanes);
-      else
-        for (int v = 0; v < V; ++v)
-          row[v] = v < whole ? load(h + v * kLanes) : v == whole ? load_n(h + v * kLanes, rest) : P(T(0));
-      for (int m = 0; m < M; ++m) {
-        const P factor(g[m]);
-        for (int v = 0; v < V; ++v) sum[m][v] = fma(factor, row[v], sum[m][v]);
-      }
-    }
-    for (int m = 0; m < M; ++m)
-      for (int v = 0; v < V; ++v) {
-        T* to = out + m * out_step + v * kLanes;
-        if (v < whole)
-          store(to, sum[m][v]);
-        else if (v == whole && rest)
-          store_n(to, sum[m][v], rest);
-      }
-  }
-  // some rows of it, and columns
-  GMK_INLINE void outer_block(const T* g, int64_t g_step, int64_t rows, const T* h, int64_t h_step, int64_t columns,
-                              T* out, int64_t out_step) const {
-    constexpr int kRows = 4;
-    const auto wide = [&](auto count, int64_t o) {
-      constexpr int M = decltype(count)::value;
-      int64_t i = 0;
-      T* to = out + o * out_step;
-      for (; columns - i > (kPacks<T> - 1) * kLanes; i += kPacks<T> * kLanes)
-        outer<M, kPacks<T>>(g + o, g_step, h + i, h_step, columns - i, to + i, out_step);
-      for (; i < columns; i += kLanes) outer<M, 1>(g + o, g_step, h + i, h_step, columns - i, to + i, out_step);
-    };
-    int64_t o = 0;
-    for (; o + kRows <= rows; o += kRows) wide(std::integral_constant<int, kRows>(), o);
-    for (; o < rows; ++o) wide(std::integral_constant<int, 1>(), o);
-  }
-
   void backward() const {
     Steps steps;
-    if (a.split) steps.add(kCouple);
+    if (a.split) steps.add(Base::kCouple);
     for (int64_t l = a.layers - 1; l >= (a.out_x ? 0 : 1); --l) steps.add(l);
     const bool normed = a.norm_log_scale != nullptr;
     struct Kept {
@@ -333,13 +133,13 @@ template <class T, int kind> struct Mlp {
     const auto lay_out = [&](Arena& arena) {
       const int64_t stored = a.batch * hidden + kLanes, scaled = normed ? a.batch * a.features + kLanes : 0;
       int64_t packed = 0;
-      for (int64_t l = 0; l < a.layers; ++l) packed += summed_in_blocks(l) ? packed_size(l) : 0;
+      for (int64_t l = 0; l < a.layers; ++l) packed += this->summed_in_blocks(l) ? this->packed_size(l) : 0;
       return Kept{arena.take<T>(stored),
                   arena.take<T>(stored),
                   arena.take<T>(scaled),
                   arena.take<T>(scaled),
                   arena.take<T>(packed),
-                  matrices(arena, true),
+                  this->matrices(arena, true),
                   norm(arena)};
     };
     thread_local Scratch mine;
@@ -347,7 +147,7 @@ template <class T, int kind> struct Mlp {
     lay_out(size);
     Arena arena(mine.of(size.bytes()));
     Kept k = lay_out(arena);
-    pack_narrow(k.w, steps, true), fill(k.after);
+    this->pack_narrow(k.w, steps, true), fill(k.after);
     const T* grad = normed ? k.scaled : static_cast<const T*>(a.grad);
     const int64_t grad_step = normed ? a.features : a.grad_step;
     T* along = a.out_norm_log_scale ? k.along : nullptr;
@@ -383,103 +183,9 @@ template <class T, int kind> struct Mlp {
         });
       transform_backward(first, samples, grad, grad_step, k.slopes, along);
     };
-    pass(steps, k.w, true, flow, activate, uncouple);
-    sums(k.active, k.slopes, along, k.packed);
+    this->pass(steps, k.w, true, flow, activate, uncouple);
+    this->sums(k.active, k.slopes, along, k.packed);
     mine.shrink();
-  }
-
-  // Sums over the batch of some of the numbers that its samples have side by side.
-  P column(const T* from, int64_t step, int lanes) const {
-    P sum(T(0));
-    for (int64_t b = 0; b < a.batch; ++b) sum = sum + get(from + b * step, lanes);
-    return sum;
-  }
-
-  // A layer's gradients are sums of g h over the batch: where these lie.
-  struct Factors {
-    const T *g, *h;
-    int64_t g_step, h_step;
-  };
-  bool summed_in_blocks(int64_t l) const {
-    const int64_t inputs = a.widths[l];
-    const int64_t read = inputs * std::max(a.widths[l + 1], a.batch) * int64_t(sizeof(T));
-    return a.out_weight[l] && inputs >= kBlockPacks * kLanes && read >= kWide;
-  }
-  int64_t packed_size(int64_t l) const { return round_up(a.widths[l + 1], kLanes) * a.batch; }
-
-  // Gradients by weights and biases, and by what follows the coupling. In large batches the numbers of a column of g
-  // lie on as many pages as there are samples: kLanes columns are put together first, in wide layers into `packed`.
-  void sums(const T* active, const T* slopes, const T* along, T* packed) const {
-    constexpr int64_t kNorm = -1;
-    const auto factors = [&](int64_t l) {
-      const bool outside = l + 1 == a.layers && !a.split;
-      return Factors{outside ? static_cast<const T*>(a.grad) : slopes + offset[l + 1], l ? active + offset[l] : input,
-                     outside ? a.grad_step : hidden, l ? hidden : a.x_step};
-    };
-    struct Block {
-      int64_t layer, row;
-      T* packed;
-    };
-    std::vector<Block> todo;
-    if (a.out_norm_log_scale || a.out_norm_shift)
-      for (int64_t i = 0; i < a.features; i += kLanes) todo.push_back({kNorm, i, nullptr});
-    T* room = packed;
-    for (int64_t l = 0; l < a.layers; ++l) {
-      const bool blocks = summed_in_blocks(l);
-      if (a.out_weight[l] || a.out_bias[l])
-        for (int64_t o = 0; o < a.widths[l + 1]; o += kLanes)
-          todo.push_back({l, o, blocks ? room + o * a.batch : nullptr});
-      if (blocks) room += packed_size(l);
-    }
-    parallel_for(
-        int64_t(todo.size()),
-        [&](int64_t t) {
-          const auto [l, row, together] = todo[size_t(t)];
-          if (l == kNorm) return norm_sums(row, along);
-          const Factors f = factors(l);
-          const int lanes = int(std::min<int64_t>(kLanes, a.widths[l + 1] - row));
-          const T* g = f.g + row;
-          int64_t g_step = f.g_step;
-          thread_local Scratch own;
-          if (together || a.batch >= kLong) {
-            T* to = together ? together : reinterpret_cast<T*>(own.of(a.batch * kLanes * int64_t(sizeof(T))));
-            for (int64_t b = 0; b < a.batch; ++b) store(to + b * kLanes, get(g + b * g_step, lanes));
-            g = to, g_step = kLanes;
-          }
-          if (a.out_weight[l] && !together)
-            outer_block(g, g_step, lanes, f.h, f.h_step, a.widths[l],
-                        static_cast<T*>(a.out_weight[l]) + row * a.widths[l], a.widths[l]);
-          if (a.out_bias[l]) put(static_cast<T*>(a.out_bias[l]) + row, lanes, column(g, g_step, lanes));
-          own.shrink();
-        },
-        a.batch * work() < kSmall ? int64_t(todo.size()) : 1);
-
-    for (int64_t l = 0; l < a.layers; ++l) {
-      if (!summed_in_blocks(l)) continue;
-      const Factors f = factors(l);
-      const int64_t inputs = a.widths[l], outputs = a.widths[l + 1];
-      in_blocks(
-          inputs, a.batch, outputs,
-          [&](T* strip, int64_t i, int64_t width) {
-            pack_strip(strip, f.h, i, width, inputs, a.batch, f.h_step, true);
-          },
-          [&](const T* strip, int64_t i, int64_t some, int64_t first, int64_t rows) {
-            const int64_t width = round_up(some, kLanes);
-            for (int64_t o = first; o < first + rows; o += kLanes)
-              outer_block(packed + o * a.batch, kLanes, std::min<int64_t>(kLanes, outputs - o), strip, width, some,
-                          static_cast<T*>(a.out_weight[l]) + o * inputs + i, inputs);
-          });
-      packed += packed_size(l);
-    }
-  }
-  void norm_sums(int64_t i, const T* along) const {
-    const int lanes = int(std::min<int64_t>(kLanes, a.features - i));
-    const auto* logdet = static_cast<const T*>(a.grad_logdet);
-    if (a.out_norm_log_scale)
-      put(static_cast<T*>(a.out_norm_log_scale) + i, lanes,
-          column(along + i, a.features, lanes) + P(std::accumulate(logdet, logdet + a.batch, T(0))));
-    if (a.out_norm_shift)
-      put(static_cast<T*>(a.out_norm_shift) + i, lanes, column(static_cast<const T*>(a.grad) + i, a.grad_step, lanes));
   }
 };
 

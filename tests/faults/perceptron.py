@@ -5,13 +5,14 @@ from __future__ import annotations
 from .patch import Fault
 
 _MLP, _COUPLED, _REVERSIBLE = "mlp", "coupling_mlp", "reversible"
-_CORE, _ROWS, _OPS, _NN = "csrc/mlp/mlp.cpp", "csrc/mlp/rowwise.h", "gmkernels/ops/mlp/", "gmkernels/nn/"
+_CORE, _LAYERS, _SUMS, _ROWS = (f"csrc/mlp/{name}" for name in ("mlp.cpp", "layers.h", "sums.h", "rowwise.h"))
+_OPS, _NN = "gmkernels/ops/mlp/", "gmkernels/nn/"
 
 PERCEPTRON = [
     Fault("silu-slope-without-its-second-part", _ROWS, "return fma(h, P(T(1)) - s, s);", "return s;", _MLP),
-    Fault("last-batch-tile-left-out", _CORE, "const int64_t tiles = (a.batch + kTile - 1) / kTile;",
+    Fault("last-batch-tile-left-out", _LAYERS, "const int64_t tiles = (a.batch + kTile - 1) / kTile;",
           "const int64_t tiles = a.batch < kTile ? 1 : a.batch / kTile;", _MLP),
-    Fault("bias-gradient-of-one-sample", _CORE, "for (int64_t b = 0; b < a.batch; ++b) sum = sum + get(",
+    Fault("bias-gradient-of-one-sample", _SUMS, "for (int64_t b = 0; b < a.batch; ++b) sum = sum + get(",
           "for (int64_t b = 0; b < 1; ++b) sum = sum + get(", _MLP),
     Fault("single-layer-forgets-the-weight-twice", _OPS + "autograd.py",
           'along[3] = library.mlp_backward(grad, hidden, u, weight, None, *rest, "relu", 2, backend)[1]', "pass", _MLP),
@@ -20,11 +21,16 @@ PERCEPTRON = [
     Fault("kept-half-gets-no-gradient-of-its-own", _CORE,
           "if (a.split) to.add = grad + kept, to.add_step = grad_step;", "", _COUPLED),
     Fault("shift-of-an-inverse-with-the-wrong-sign", _ROWS, "inverse ? -r.x : gi", "inverse ? r.x : gi", _COUPLED),
-    Fault("actnorm-scale-without-the-logdet", _CORE,
-          "column(along + row, a.features, lanes) + P(std::accumulate(logdet, logdet + a.batch, T(0)))",
-          "column(along + row, a.features, lanes)", _COUPLED),
-    Fault("actnorm-shift-from-the-scaled-gradient", _CORE, "column(static_cast<const T*>(a.grad) + row, a.grad_step, lanes)",
-          "column(static_cast<const T*>(a.grad) + row, a.grad_step, lanes) * P(T(0.5))", _COUPLED),
+    Fault("wide-layer-begins-its-second-block-of-samples-late", _LAYERS, "const int64_t first = group * kBlockVectors,",
+          "const int64_t first = group * kBlockVectors + (group != 0),", _MLP),
+    Fault("wide-layer-forgets-its-bias", _LAYERS, "part.bias = w[l].bias + o;", "part.bias = w[l].bias;", _MLP),
+    Fault("wide-sums-take-another-block-of-columns", _SUMS, "outer_block(packed + o * a.batch,",
+          "outer_block(packed + first * a.batch,", _MLP),
+    Fault("actnorm-scale-without-the-logdet", _SUMS,
+          "column(along + i, a.features, lanes) + P(std::accumulate(logdet, logdet + a.batch, T(0)))",
+          "column(along + i, a.features, lanes)", _COUPLED),
+    Fault("actnorm-shift-from-the-scaled-gradient", _SUMS, "column(static_cast<const T*>(a.grad) + i, a.grad_step, lanes)",
+          "column(static_cast<const T*>(a.grad) + i, a.grad_step, lanes) * P(T(0.5))", _COUPLED),
     Fault("reversible-forgets-the-actnorm", _NN + "coupling.py", "grads = own | pull(", "grads = pull(", _REVERSIBLE),
     Fault("reversible-forgets-what-passes-through", _NN + "coupling.py", "self._whole(direct + through, inner[0])",
           "self._whole(through, inner[0])", _REVERSIBLE),

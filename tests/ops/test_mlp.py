@@ -47,6 +47,24 @@ def test_any_number_of_layers_gives_what_torch_gives(
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("batch", [1, 5, 130, 300])
+@pytest.mark.parametrize("widths", [(300, 270, 140), (140, 300, 270), (20, 260, 260, 7), (260, 260)])
+def test_wide_layers_which_are_computed_in_blocks_give_what_torch_gives(batch: int, widths: tuple[int, ...]) -> None:
+    """In single precision, of which a layer of 65,536 weights is a wide one, against torch in double precision; and
+    samples among others, of which blocks are made, give the bits that they give alone."""
+    torch.manual_seed(0)
+    net = MLP(widths[0], widths[1:-1], widths[-1], activation="tanh")
+    x, g = torch.randn(batch, widths[0], requires_grad=True), torch.randn(batch, widths[-1])
+    y = net(x)
+    found = [y, *torch.autograd.grad(y, [x, *net.parameters()], g)]
+    wide, exact = net.double(), x.detach().double().requires_grad_()
+    y = _sequential(wide)(exact)
+    for got, expected in zip(found, [y, *torch.autograd.grad(y, [exact, *wide.parameters()], g.double())], strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=2e-6 * float(expected.detach().abs().max()))
+    net.float()
+    assert torch.equal(net(x[-1:]), found[0][-1:])
+
+
 def test_a_gradient_penalty_goes_through() -> None:
     """The norm of the input's gradient, differentiated by the parameters (Gulrajani et al. 2017)."""
     torch.manual_seed(0)

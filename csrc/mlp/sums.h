@@ -1,0 +1,162 @@
+// Gradients of a perceptron's weights and biases: sums over the batch.
+#pragma once
+
+#include <numeric>
+
+#include "layers.h"
+#include "rowwise.h"
+
+namespace gmk {
+namespace GMK_ISA {
+namespace {
+
+constexpr int64_t kLong = 256;  // samples of a large batch
+
+template <class T> struct Sums : Layers<T> {
+  using P = pack<T>;
+  using Layers<T>::Layers, Layers<T>::a, Layers<T>::offset, Layers<T>::hidden, Layers<T>::input, Layers<T>::work;
+
+  // sums over the batch: out[m][i] = sum of g[b][m] h[b][i], for M rows and V packs, of which `lanes` numbers count
+  template <int M, int V>
+  GMK_INLINE void outer(const T* g, int64_t g_step, const T* h, int64_t h_step, int64_t left, T* out,
+                        int64_t out_step) const {
+    P sum[M][V];
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) sum[m][v] = P(T(0));
+    const int whole = int(std::min<int64_t>(V, left / kLanes)), rest = int(left - whole * kLanes);
+    for (int64_t b = 0; b < a.batch; ++b, g += g_step, h += h_step) {
+      P row[V];
+      if (whole == V)
+        for (int v = 0; v < V; ++v) row[v] = load(h + v * kLanes);
+      else
+        for (int v = 0; v < V; ++v)
+          row[v] = v < whole ? load(h + v * kLanes) : v == whole ? load_n(h + v * kLanes, rest) : P(T(0));
+      for (int m = 0; m < M; ++m) {
+        const P factor(g[m]);
+        for (int v = 0; v < V; ++v) sum[m][v] = fma(factor, row[v], sum[m][v]);
+      }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) {
+        T* to = out + m * out_step + v * kLanes;
+        if (v < whole)
+          store(to, sum[m][v]);
+        else if (v == whole && rest)
+          store_n(to, sum[m][v], rest);
+      }
+  }
+  // some rows of it, and columns
+  GMK_INLINE void outer_block(const T* g, int64_t g_step, int64_t rows, const T* h, int64_t h_step, int64_t columns,
+                              T* out, int64_t out_step) const {
+    constexpr int kRows = 4;
+    const auto wide = [&](auto count, int64_t o) {
+      constexpr int M = decltype(count)::value;
+      int64_t i = 0;
+      T* to = out + o * out_step;
+      for (; columns - i > (kPacks<T> - 1) * kLanes; i += kPacks<T> * kLanes)
+        outer<M, kPacks<T>>(g + o, g_step, h + i, h_step, columns - i, to + i, out_step);
+      for (; i < columns; i += kLanes) outer<M, 1>(g + o, g_step, h + i, h_step, columns - i, to + i, out_step);
+    };
+    int64_t o = 0;
+    for (; o + kRows <= rows; o += kRows) wide(std::integral_constant<int, kRows>(), o);
+    for (; o < rows; ++o) wide(std::integral_constant<int, 1>(), o);
+  }
+
+  // Sums over the batch of some of the numbers that its samples have side by side.
+  P column(const T* from, int64_t step, int lanes) const {
+    P sum(T(0));
+    for (int64_t b = 0; b < a.batch; ++b) sum = sum + get(from + b * step, lanes);
+    return sum;
+  }
+
+  // A layer's gradients are sums of g h over the batch: where these lie.
+  struct Factors {
+    const T *g, *h;
+    int64_t g_step, h_step;
+  };
+  bool summed_in_blocks(int64_t l) const {
+    const int64_t inputs = a.widths[l];
+    const int64_t read = inputs * std::max(a.widths[l + 1], a.batch) * int64_t(sizeof(T));
+    return a.out_weight[l] && inputs >= kBlockPacks * kLanes && read >= kWide;
+  }
+  int64_t packed_size(int64_t l) const { return round_up(a.widths[l + 1], kLanes) * a.batch; }
+
+  // Gradients by weights and biases, and by what follows the coupling. In large batches the numbers of a column of g
+  // lie on as many pages as there are samples: kLanes columns are put together first, in wide layers into `packed`.
+  void sums(const T* active, const T* slopes, const T* along, T* packed) const {
+    constexpr int64_t kNorm = -1;
+    const auto factors = [&](int64_t l) {
+      const bool outside = l + 1 == a.layers && !a.split;
+      return Factors{outside ? static_cast<const T*>(a.grad) : slopes + offset[l + 1], l ? active + offset[l] : input,
+                     outside ? a.grad_step : hidden, l ? hidden : a.x_step};
+    };
+    struct Block {
+      int64_t layer, row;
+      T* packed;
+    };
+    std::vector<Block> todo;
+    if (a.out_norm_log_scale || a.out_norm_shift)
+      for (int64_t i = 0; i < a.features; i += kLanes) todo.push_back({kNorm, i, nullptr});
+    T* room = packed;
+    for (int64_t l = 0; l < a.layers; ++l) {
+      const bool blocks = summed_in_blocks(l);
+      if (a.out_weight[l] || a.out_bias[l])
+        for (int64_t o = 0; o < a.widths[l + 1]; o += kLanes)
+          todo.push_back({l, o, blocks ? room + o * a.batch : nullptr});
+      if (blocks) room += packed_size(l);
+    }
+    parallel_for(
+        int64_t(todo.size()),
+        [&](int64_t t) {
+          const auto [l, row, together] = todo[size_t(t)];
+          if (l == kNorm) return norm_sums(row, along);
+          const Factors f = factors(l);
+          const int lanes = int(std::min<int64_t>(kLanes, a.widths[l + 1] - row));
+          const T* g = f.g + row;
+          int64_t g_step = f.g_step;
+          thread_local Scratch own;
+          if (together || a.batch >= kLong) {
+            T* to = together ? together : reinterpret_cast<T*>(own.of(a.batch * kLanes * int64_t(sizeof(T))));
+            for (int64_t b = 0; b < a.batch; ++b) store(to + b * kLanes, get(g + b * g_step, lanes));
+            g = to, g_step = kLanes;
+          }
+          if (a.out_weight[l] && !together)
+            outer_block(g, g_step, lanes, f.h, f.h_step, a.widths[l],
+                        static_cast<T*>(a.out_weight[l]) + row * a.widths[l], a.widths[l]);
+          if (a.out_bias[l]) put(static_cast<T*>(a.out_bias[l]) + row, lanes, column(g, g_step, lanes));
+          own.shrink();
+        },
+        a.batch * work() < kSmall ? int64_t(todo.size()) : 1);
+
+    for (int64_t l = 0; l < a.layers; ++l) {
+      if (!summed_in_blocks(l)) continue;
+      const Factors f = factors(l);
+      const int64_t inputs = a.widths[l], outputs = a.widths[l + 1];
+      this->in_blocks(
+          inputs, a.batch, outputs,
+          [&](T* strip, int64_t i, int64_t width) {
+            pack_strip(strip, f.h, i, width, inputs, a.batch, f.h_step, true);
+          },
+          [&](const T* strip, int64_t i, int64_t some, int64_t first, int64_t rows) {
+            const int64_t width = round_up(some, kLanes);
+            for (int64_t o = first; o < first + rows; o += kLanes)
+              outer_block(packed + o * a.batch, kLanes, std::min<int64_t>(kLanes, outputs - o), strip, width, some,
+                          static_cast<T*>(a.out_weight[l]) + o * inputs + i, inputs);
+          });
+      packed += packed_size(l);
+    }
+  }
+  void norm_sums(int64_t i, const T* along) const {
+    const int lanes = int(std::min<int64_t>(kLanes, a.features - i));
+    const auto* logdet = static_cast<const T*>(a.grad_logdet);
+    if (a.out_norm_log_scale)
+      put(static_cast<T*>(a.out_norm_log_scale) + i, lanes,
+          column(along + i, a.features, lanes) + P(std::accumulate(logdet, logdet + a.batch, T(0))));
+    if (a.out_norm_shift)
+      put(static_cast<T*>(a.out_norm_shift) + i, lanes, column(static_cast<const T*>(a.grad) + i, a.grad_step, lanes));
+  }
+};
+
+}  // namespace
+}  // namespace GMK_ISA
+}  // namespace gmk
