@@ -20,7 +20,8 @@ using Args = gmk_mlp_args;
 
 // Multiplications: with fewer, threads cost more than they save.
 constexpr int64_t kSmall = 1 << 14;
-constexpr int64_t kWide = 1 << 18;                      // bytes of a wide layer's weights
+constexpr int64_t kWide = 1 << 19;                      // bytes of a wide layer's weights
+constexpr int64_t kTogether = 128;                      // samples that pass the narrow layers before others follow
 constexpr int64_t kBlockPacks = 8, kBlockVectors = 64;  // a block of what is packed, and of what it is multiplied by
 
 template <class T> struct Layers {
@@ -141,14 +142,17 @@ template <class T> struct Layers {
       }
       while (end < steps.count && !apart(end)) ++end;
       ranges(tiles, a.batch * work() < kSmall ? tiles : 1, [&](int64_t from, int64_t to) {
-        const int64_t first = from * kTile, samples = std::min(to * kTile, a.batch) - first;
-        for (int i = begin; i < end; ++i) {
-          const int64_t l = steps.step[i];
-          if (l == kCouple) {
-            coupled(first, samples);
-          } else {
-            multiply(w[l], flow(l), first, samples);
-            after(l, first, samples, 0, w[l].outputs);
+        const int64_t last = std::min(to * kTile, a.batch);
+        for (int64_t first = from * kTile, samples; first < last; first += samples) {
+          samples = std::min(kTogether, last - first);
+          for (int i = begin; i < end; ++i) {
+            const int64_t l = steps.step[i];
+            if (l == kCouple) {
+              coupled(first, samples);
+            } else {
+              multiply(w[l], flow(l), first, samples);
+              after(l, first, samples, 0, w[l].outputs);
+            }
           }
         }
       });

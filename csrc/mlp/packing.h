@@ -35,6 +35,38 @@ class Scratch {
 // itself.
 constexpr int64_t kAhead = 8;
 
+// kLanes rows of as many numbers, to columns.
+template <class T> GMK_INLINE void transpose(const T* from, int64_t step, T* to, int64_t to_step) {
+  for (int r = 0; r < kLanes; ++r) __builtin_prefetch(from + r * step + 2 * kLanes);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    // By pairs of rows, then by fours, and then the quarters that lie in the same columns of them.
+    __m512 a[16], b[16];
+    const auto pairs = [](__m512 x, __m512 y, bool high) {
+      const __m512d u = _mm512_castps_pd(x), v = _mm512_castps_pd(y);
+      return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(u, v) : _mm512_unpacklo_pd(u, v));
+    };
+    for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps(from + r * step);
+    for (int r = 0; r < 16; r += 2)
+      b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]), b[r + 1] = _mm512_unpackhi_ps(a[r], a[r + 1]);
+    for (int r = 0; r < 16; r += 4)
+      for (int c = 0; c < 4; ++c) a[r + c] = pairs(b[r + c / 2], b[r + 2 + c / 2], c % 2);
+    for (int c = 0; c < 4; ++c) {
+      const __m512 even = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88), odd = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd);
+      const __m512 rest = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
+      const __m512 last = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
+      _mm512_storeu_ps(to + c * to_step, _mm512_shuffle_f32x4(even, rest, 0x88));
+      _mm512_storeu_ps(to + (4 + c) * to_step, _mm512_shuffle_f32x4(odd, last, 0x88));
+      _mm512_storeu_ps(to + (8 + c) * to_step, _mm512_shuffle_f32x4(even, rest, 0xdd));
+      _mm512_storeu_ps(to + (12 + c) * to_step, _mm512_shuffle_f32x4(odd, last, 0xdd));
+    }
+    return;
+  }
+#endif
+  for (int r = 0; r < kLanes; ++r)
+    for (int c = 0; c < kLanes; ++c) to[c * to_step + r] = from[r * step + c];
+}
+
 // One strip of a packed matrix, as Matrix has them: rows o .. of w, `step` apart, or columns if `natural`.
 template <class T>
 void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, int64_t inputs, int64_t step,
@@ -50,11 +82,12 @@ void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, in
   }
   for (int64_t begin = 0; begin < inputs; begin += kLanes) {
     const int64_t end = std::min<int64_t>(begin + kLanes, inputs);
-    for (int64_t r = 0; r < width; ++r) {
-      const T* row = w + (o + r) * step;
-      __builtin_prefetch(row + end + kLanes);
-      for (int64_t i = begin; i < end; ++i) to[i * width + r] = r < real ? row[i] : T(0);
-    }
+    int64_t r = 0;
+    if (end - begin == kLanes)
+      for (; r + kLanes <= real; r += kLanes)
+        transpose(w + (o + r) * step + begin, step, to + begin * width + r, width);
+    for (; r < width; ++r)
+      for (int64_t i = begin; i < end; ++i) to[i * width + r] = r < real ? w[(o + r) * step + i] : T(0);
   }
 }
 

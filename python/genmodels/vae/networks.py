@@ -74,9 +74,9 @@ def _through(first: Joint, rest: nn.Sequential, x: Tensor, y: Tensor | None) -> 
 
 
 def _after(rest: nn.Sequential, h: Tensor) -> Tensor:
-    """What follows a first layer, of its output (..., hidden)."""
+    """What follows a first layer, of its output (..., hidden), which is overwritten."""
     layers = _linears(rest)
-    return _perceptron(h.relu().flatten(0, -2), layers).unflatten(0, h.shape[:-1]) if layers else h
+    return _perceptron(h.relu_().flatten(0, -2), layers).unflatten(0, h.shape[:-1]) if layers else h
 
 
 def _quarter(shape: Shape) -> tuple[int, int]:
