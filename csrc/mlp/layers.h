@@ -5,6 +5,7 @@
 
 #include "gmk/abi.h"
 #include "packing.h"
+#include "rowwise.h"
 
 namespace gmk {
 namespace GMK_ISA {
@@ -20,7 +21,8 @@ using Args = gmk_mlp_args;
 
 // Multiplications: with fewer, threads cost more than they save.
 constexpr int64_t kSmall = 1 << 14;
-constexpr int64_t kWide = 1 << 19;                      // bytes of a wide layer's weights
+constexpr int64_t kWide = 1 << 19;  // bytes of a wide layer's weights
+constexpr int64_t kFew = 4;
 constexpr int64_t kTogether = 128;                      // samples that pass the narrow layers before others follow
 constexpr int64_t kBlockPacks = 8, kBlockVectors = 64;  // a block of what is packed, and of what it is multiplied by
 
@@ -59,16 +61,18 @@ template <class T> struct Layers {
     Target<T> to;
   };
 
+  // A few samples are fewer operations than packing the weights for them.
+  bool few() const { return a.batch <= kFew; }
   static bool wide(const Matrix<T>& w) {
     return w.outputs >= kBlockPacks * kLanes && w.outputs * w.inputs * int64_t(sizeof(T)) >= kWide;
   }
   // Weights of the layers in turn, for products that take a sample from width to width, backwards if `natural`; those
-  // of wide layers have no room.
+  // that are not packed as a whole have no room.
   std::array<Matrix<T>, GMK_MLP_LAYERS> matrices(Arena& arena, bool natural) const {
     std::array<Matrix<T>, GMK_MLP_LAYERS> w;
     for (int64_t l = 0; l < a.layers; ++l) {
       w[l].outputs = a.widths[natural ? l : l + 1], w[l].inputs = a.widths[natural ? l + 1 : l];
-      if (!wide(w[l])) w[l].weight = arena.take<T>(round_up(w[l].outputs, kLanes) * w[l].inputs);
+      if (!few() && !wide(w[l])) w[l].weight = arena.take<T>(round_up(w[l].outputs, kLanes) * w[l].inputs);
       w[l].bias = arena.take<T>(w[l].outputs);
     }
     return w;
@@ -107,6 +111,33 @@ template <class T> struct Layers {
     });
   }
 
+  // All of a layer for B samples, from weights that are not packed; sums have the same order.
+  template <int B, class After>
+  void unpacked(int64_t l, const Matrix<T>& w, bool natural, const Flow& flow, const After& after) const {
+    const int64_t blocks = (w.outputs + kLanes - 1) / kLanes;
+    ranges(blocks, B * w.outputs * w.inputs < kSmall ? blocks : 1, [&](int64_t begin, int64_t end) {
+      alignas(64) T block[kLanes * kLanes];
+      for (int64_t o = begin * kLanes; o < std::min(end * kLanes, w.outputs); o += kLanes) {
+        const int lanes = int(std::min<int64_t>(kLanes, w.outputs - o));
+        pack<T> sum[B];
+        for (int b = 0; b < B; ++b) sum[b] = load(w.bias + o);
+        for (int64_t k = 0; k < w.inputs; k += kLanes) {
+          const int some = int(std::min<int64_t>(kLanes, w.inputs - k));
+          if (!natural) pack_square(block, weight(l) + o * w.inputs + k, w.inputs, lanes, some);
+          for (int i = 0; i < some; ++i) {
+            const pack<T> column = natural ? get(weight(l) + (k + i) * w.outputs + o, lanes) : load(block + i * kLanes);
+            for (int b = 0; b < B; ++b) sum[b] = fma(pack<T>(flow.from[b * flow.step + k + i]), column, sum[b]);
+          }
+        }
+        for (int b = 0; b < B; ++b) {
+          if (flow.to.add) sum[b] = sum[b] + get(flow.to.add + b * flow.to.add_step + o, lanes);
+          put(flow.to.to + b * flow.to.step + o, lanes, sum[b]);
+        }
+      }
+      after(l, 0, B, begin * kLanes, std::min(end * kLanes, w.outputs) - begin * kLanes);
+    });
+  }
+
   // body(begin, end) for ranges of some tasks
   template <class Body> static void ranges(int64_t tasks, int64_t grain, const Body& body) {
     parallel_ranges(
@@ -122,11 +153,19 @@ template <class T> struct Layers {
             const After& after, const Coupled& coupled) const {
     const int64_t tiles = (a.batch + kTile - 1) / kTile;
     for (int begin = 0, end; begin < steps.count; begin = end) {
-      const auto apart = [&](int i) { return steps.step[i] != kCouple && wide(w[steps.step[i]]); };
+      const auto apart = [&](int i) { return steps.step[i] != kCouple && (few() || wide(w[steps.step[i]])); };
       end = begin + 1;
       if (apart(begin)) {
         const int64_t l = steps.step[begin], outputs = w[l].outputs, inputs = w[l].inputs;
         const Flow way = flow(l);
+        if (few()) {
+          static_assert(kFew == 4);
+          if (a.batch == 1) unpacked<1>(l, w[l], natural, way, after);
+          if (a.batch == 2) unpacked<2>(l, w[l], natural, way, after);
+          if (a.batch == 3) unpacked<3>(l, w[l], natural, way, after);
+          if (a.batch == 4) unpacked<4>(l, w[l], natural, way, after);
+          continue;
+        }
         in_blocks(
             outputs, inputs, a.batch,
             [&](T* strip, int64_t o, int64_t width) {
@@ -165,7 +204,7 @@ template <class T> struct Layers {
       if (l == kCouple) continue;
       const T* bias = natural ? nullptr : static_cast<const T*>(a.bias[l]);
       for (int64_t o = 0; o < w[l].outputs; ++o) w[l].bias[o] = bias ? bias[o] : T(0);
-      if (!wide(w[l])) add_strips(todo, w[l], weight(l));
+      if (w[l].weight) add_strips(todo, w[l], weight(l));
     }
     pack_strips(todo, natural);
   }

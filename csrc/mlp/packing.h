@@ -67,6 +67,13 @@ template <class T> GMK_INLINE void transpose(const T* from, int64_t step, T* to,
     for (int c = 0; c < kLanes; ++c) to[c * to_step + r] = from[r * step + c];
 }
 
+// As many columns of as many numbers as rows of them begin at `from`, kLanes at most; the other lanes are zero.
+template <class T> GMK_INLINE void pack_square(T* to, const T* from, int64_t step, int rows, int some) {
+  if (rows == kLanes && some == kLanes) return transpose(from, step, to, kLanes);
+  for (int r = 0; r < kLanes; ++r)
+    for (int c = 0; c < some; ++c) to[c * kLanes + r] = r < rows ? from[r * step + c] : T(0);
+}
+
 // One strip of a packed matrix, as Matrix has them: rows o .. of w, `step` apart, or columns if `natural`.
 template <class T>
 void pack_strip(T* to, const T* w, int64_t o, int64_t width, int64_t outputs, int64_t inputs, int64_t step,
