@@ -69,7 +69,7 @@ def load(name: str, *, size: int = 32, channels: int = 3) -> ImageDataset | Dens
     """A data set by name: one of ``IMAGES`` or ``DENSITIES``, or the path of a folder of pictures or of a table.
 
     ``size`` applies to pictures, emoji and photos only, ``channels`` to pictures; a path is recognised by containing a
-    separator or existing, a table by the ending .npy or by a file train.npy in the folder.
+    separator or existing, a table by the ending .npy, by a file train.npy in the folder, or as a file of :mod:`.archives`.
     """
     if name in _SIZED:
         return IMAGES[name](size)
