@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DataError
-from .audio import AudioDataset, alsa, read_wav, resample, wav_folder, write_wav
+from .audio import AudioDataset, Varied, alsa, read_wav, resample, wav_folder, write_wav
 from .colour import apart, emoji, photos
 from .dataset import Batch, BatchStream, Dataset, ImageDataset, Shuffled, shifted, stratified
 from .densities import DENSITIES, Density
@@ -35,6 +35,7 @@ __all__ = [
     "Table",
     "UnpairedDataset",
     "UnpairedStream",
+    "Varied",
     "alsa",
     "apart",
     "digits",
