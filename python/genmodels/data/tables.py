@@ -73,7 +73,7 @@ def table(path: str | os.PathLike[str]) -> Table:
     POWER, GAS, HEPMASS, MINIBOONE and BSDS300 are prepared from the files of their archives, plain or with ``.gz``, given
     by the file or by its folder: ``household_power_consumption.txt``, ``ethylene_CO.txt``, ``1000_train.csv`` with
     ``1000_test.csv``, ``MiniBooNE_PID.txt``, ``BSDS300.hdf5`` (with h5py), or the paper's ``power/data.npy`` and
-    ``miniboone/data.npy``; see :func:`.archives.rows`. Millions of lines take a minute or two: :meth:`Table.save` the result.
+    ``miniboone/data.npy``; see :func:`.archives.rows`. Millions of lines take up to a minute: :meth:`Table.save` the result.
 
     Raises:
         DataError: a file is missing or is no table of finite numbers, it is a pickle, or the widths of the splits differ.
