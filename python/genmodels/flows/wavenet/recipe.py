@@ -180,6 +180,8 @@ class ParallelWaveNetRecipe(_SoundRecipe):
     """Weight of the power loss."""
     spread: float = 4.0
     """Weight of the penalty on distances of log-scales."""
+    fade: int = 0
+    """Updates over which both these weights fall to a tenth; 0 keeps them."""
     scale: float = 0.1
     """Loudness to begin with."""
     vary: float = 0.0
@@ -192,7 +194,7 @@ class ParallelWaveNetRecipe(_SoundRecipe):
         teacher = self._load_teacher(dataset)
         model = ParallelWaveNet(
             [self.dilations] * self.flows, noise="gaussian" if teacher.head.kind == "gaussian" else "logistic",
-            scale=self.scale, power=self.power, spread=self.spread, **self.channels(dataset),
+            scale=self.scale, power=self.power, spread=self.spread, fade=self.fade, **self.channels(dataset),
         )  # fmt: skip
         model.learn_from(teacher)
         return model
