@@ -175,7 +175,7 @@ class ParallelWaveNetRecipe(_SoundRecipe):
     """Folder of the teacher's run, a WaveNet with a gaussian or mixture head."""
     flows: int = 4
     """Inverse autoregressive flows, one after another: what a sample owes to those before it, a flow knows of the sound that
-    the flow before has made. Of speech, four come twice as close to the teacher as two."""
+    the flow before has made."""
     skip: int = 32
     power: float = 1.0
     """Weight of the power loss. A student on its own is too soft: the divergence forgives what is left out."""
