@@ -182,6 +182,58 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 
+def _windows(folder: Path, frequency: float) -> AudioDataset:
+    for name in "abcd":
+        # Louder as it goes on, so that backwards can be heard.
+        x = _tone(frequency, 8000, 1.0)
+        data.write_wav(folder / f"{name}.wav", x * torch.linspace(0.1, 1.0, len(x)), 8000)
+    return data.wav_folder(folder, length=1000)
+
+
+def test_varied_sound_is_slower_louder_or_backwards(tmp_path: Path) -> None:
+    """The pitch of a tone falls by up to the share, and loudness changes by up to it either way."""
+    sound = _windows(tmp_path, 1000.0)
+    plain, varied = sound.stream(10, seed=3), data.Varied(sound.stream(10, seed=3), 0.3, seed=3)
+    pitches, loudness, rising = [], [], []
+    for _ in range(8):
+        x, y = next(plain).x, next(varied).x
+        assert y.shape == x.shape and y.dtype == torch.float32
+        pitches += (torch.fft.rfft(y, dim=1).abs().argmax(1) * 8.0).tolist()
+        loudness += (y.square().mean(1) / x.square().mean(1)).sqrt().log().tolist()
+        rising += (y[:, 500:].square().sum(1) > y[:, :500].square().sum(1)).tolist()
+    assert 690 <= min(pitches) < 760 and 940 < max(pitches) <= 1010
+    # Slowed down, a window shows a softer or louder part of itself; 0.06 for that and for the straight lines.
+    assert -0.45 < min(loudness) < -0.2 and 0.2 < max(loudness) < 0.45
+    assert 20 < sum(rising) < 60
+    unchanged = next(data.Varied(sound.stream(10, seed=3), 0.0, seed=3)).x
+    first = next(sound.stream(10, seed=3)).x
+    assert all(torch.equal(a, b) or torch.equal(a, b.flip(0)) for a, b in zip(unchanged, first, strict=True))
+
+
+def test_varied_sound_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    sound = _windows(tmp_path, 500.0)
+    through = data.Varied(sound.stream(4, seed=1), 0.2, seed=1)
+    seen = [next(through).x for _ in range(12)]
+    again = data.Varied(sound.stream(4, seed=1), 0.2, seed=1)
+    for _ in range(5):
+        next(again)
+    late = data.Varied(sound.stream(4, seed=1), 0.2, seed=1)
+    late.load_state_dict(again.state_dict())
+    assert all(torch.equal(next(late).x, x) for x in seen[5:])
+    other = data.Varied(sound.stream(4, seed=1), 0.2, seed=1, rank=1)
+    assert not torch.equal(next(other).x, seen[0])
+    with pytest.raises(ValueError, match=r"Varied: share must be at least 0 and less than 1, got 1\.0"):
+        data.Varied(sound.stream(4), 1.0)
+
+
+def test_excerpts_are_of_their_split(tmp_path: Path) -> None:
+    sound = _windows(tmp_path, 500.0)
+    for split in ("valid", "test"):
+        assert torch.equal(sound.excerpt(700, split), sound.splits[split][0][:700])
+    process = AutoregressiveNoise(400)
+    assert not torch.equal(process.excerpt(50), process.excerpt(50, "valid"))
+
+
 @pytest.mark.parametrize("kind", PROCESSES)
 def test_the_entropy_rate_is_what_samples_cost(kind: type[Process]) -> None:
     """-log p of long samples, within five standard errors; and 2 % away from it is seen."""

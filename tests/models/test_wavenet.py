@@ -279,6 +279,28 @@ def test_the_teacher_is_no_part_of_the_student() -> None:
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}
 
 
+def test_what_helps_at_first_fades_to_a_tenth() -> None:
+    """Penalty and power loss, in updates only: not where a loss is merely looked at."""
+    torch.manual_seed(0)
+    student, teacher = _student(power=2.0, spread=3.0, fade=4), _teacher("gaussian")
+    student.learn_from(teacher)
+    nn.init.constant_(teacher.network.output.bias, 1.0)
+    batch = Batch(torch.randn(4, 200, generator=torch.Generator().manual_seed(1)))
+
+    def weight() -> float:
+        torch.manual_seed(5)
+        found = student.losses(batch)
+        torch.manual_seed(5)
+        distance = student.divergence(student.draw_noise((4, 200)))[1].mean()
+        return float(((found["loss"] - found["kl"]) / (3 * distance + 2 * found["power"])).detach())
+
+    student.eval()
+    assert [weight() for _ in range(2)] == pytest.approx([1, 1], rel=1e-4)
+    student.train()
+    assert [weight() for _ in range(6)] == pytest.approx([1, 0.775, 0.55, 0.325, 0.1, 0.1], rel=1e-4)
+    assert "updates" not in _student().state_dict()
+
+
 def test_power_loss_is_zero_for_the_same_spectrum_and_sees_another() -> None:
     noise = torch.randn(8, 4000, generator=torch.Generator().manual_seed(1))
     low = torch.nn.functional.avg_pool1d(noise[:, None], 4, 1)[:, 0]

@@ -208,7 +208,18 @@ def test_recordings_from_a_folder(options: list[str], recordings: Path, tmp_path
     if "categorical" in options:
         return
     conditions = [o for o in options if o in ("--conditional", "--bands", "6")]
-    student = ["train", "parallel-wavenet", *given, *conditions, "--teacher", str(run), "--max-steps", "2"]
+    student = [
+        "train",
+        "parallel-wavenet",
+        *given,
+        *conditions,
+        "--teacher",
+        str(run),
+        "--max-steps",
+        "2",
+        "--vary",
+        "0.2",
+    ]
     assert main([*student, "--out", str(tmp_path / "student")]) == 0
     assert _png(tmp_path / "student" / "samples.png")
 
@@ -226,6 +237,10 @@ def test_recordings_from_a_folder(options: list[str], recordings: Path, tmp_path
             "nowhere is not a run: it has no config",
         ),
         (["parallel-wavenet", "--data", "markov", "--teacher", "RUN"], "must share their data and conditions, got"),
+        (
+            ["parallel-wavenet", "--data", "resonances", "--teacher", "RUN", "--vary", "0.1"],
+            "--vary is of recordings, and resonances is a process",
+        ),
     ],
 )
 def test_bad_options_are_one_clear_line(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DataError
-from .audio import AudioDataset, alsa, read_wav, resample, wav_folder, write_wav
+from .audio import AudioDataset, Varied, alsa, read_wav, resample, wav_folder, write_wav
 from .colour import apart, emoji, photos
 from .dataset import Batch, BatchStream, Dataset, ImageDataset, Shuffled, shifted, stratified
 from .densities import DENSITIES, Density
@@ -35,6 +35,7 @@ __all__ = [
     "Table",
     "UnpairedDataset",
     "UnpairedStream",
+    "Varied",
     "alsa",
     "apart",
     "digits",
@@ -69,7 +70,7 @@ def load(name: str, *, size: int = 32, channels: int = 3) -> ImageDataset | Dens
     """A data set by name: one of ``IMAGES`` or ``DENSITIES``, or the path of a folder of pictures or of a table.
 
     ``size`` applies to pictures, emoji and photos only, ``channels`` to pictures; a path is recognised by containing a
-    separator or existing, a table by the ending .npy or by a file train.npy in the folder.
+    separator or existing, a table by the ending .npy, by a file train.npy in the folder, or as a file of :mod:`.archives`.
     """
     if name in _SIZED:
         return IMAGES[name](size)

@@ -7,6 +7,7 @@ import wave
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,9 +79,45 @@ class AudioDataset:
         for piece, label in zip(self.splits[split], self.labels[split], strict=True):
             yield Batch(piece[None], torch.tensor([label]))
 
-    def excerpt(self, length: int) -> Tensor:
-        """A stretch that was not trained on, to put beside samples."""
-        return max(self.splits["test"], key=len)[:length]
+    def excerpt(self, length: int, split: str = "test") -> Tensor:
+        """A stretch of a split, by default one that nothing was trained or chosen on, to put beside samples."""
+        return max(self.splits[split], key=len)[:length]
+
+
+class Varied:
+    """A stream of sound in which every window is played a little slower and at another loudness, every second one
+    backwards: new voices saying new things, for models that must deal with sounds of which there are few.
+
+    Args:
+        stream: of windows (B, T).
+        share: by how much windows are slowed down at most, and their logarithm of loudness changed either way.
+        seed: of all this; a window's changes depend on it, on its place in the stream, and on ``rank``.
+    """
+
+    def __init__(self, stream: Shuffled, share: float, *, seed: int = 0, rank: int = 0) -> None:
+        if not 0 <= share < 1:
+            raise ValueError(f"Varied: share must be at least 0 and less than 1, got {share}")
+        self.stream, self.share, self.seed, self.rank = stream, share, seed, rank
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        place = self.stream.epoch * self.stream.batches_per_epoch + self.stream.position
+        x, y = next(self.stream)
+        u = gmk.random.uniform(torch.tensor([self.seed, 2**61 + place]), (3, len(x), 1), first=3 * len(x) * self.rank)
+        x = torch.where(u[0] < 0.5, x.flip(1), x)
+        # Between two samples a straight line will do: speech has little so high up.
+        at = torch.arange(x.shape[1]) * (1 - self.share * u[1])
+        before = at.long().clamp(max=x.shape[1] - 2)
+        x = torch.lerp(x.gather(1, before), x.gather(1, before + 1), at - before)
+        return Batch(x * torch.exp(self.share * (2 * u[2] - 1)), y)
 
 
 def read_wav(path: Path) -> tuple[Tensor, int]:

@@ -61,9 +61,9 @@ class Process:
         for part in x.split(4):
             yield Batch(part)
 
-    def excerpt(self, length: int) -> Tensor:
-        """A sample that was not trained on, to put beside those of a model."""
-        return self.sample(1, length, torch.tensor([0, _TEST + 2]))[0]
+    def excerpt(self, length: int, split: str = "test") -> Tensor:
+        """A sample that was not trained on, to put beside those of a model; of ``test`` one, and of ``valid`` another."""
+        return self.sample(1, length, torch.tensor([0, _TEST + (2 if split == "test" else 3)]))[0]
 
 
 class AutoregressiveNoise(Process):

@@ -1,9 +1,5 @@
-"""Tables of numbers, one sample a row: NumPy files that the user has.
-
-The five tables that flows are compared on (POWER, GAS, HEPMASS, MINIBOONE and BSDS300 of the UCI and Berkeley archives, as
-Papamakarios et al., "Masked autoregressive flow", 2017, appendix D.3 prepares them) are not distributed here. Given
-as three files in a folder they are used as they are split; given as one file they are split here.
-"""
+"""Tables of numbers, one sample a row: NumPy files that the user has, and the five tables that flows are compared on
+(:mod:`.archives`) as they are handed out."""
 
 from __future__ import annotations
 
@@ -19,6 +15,7 @@ from torch import Tensor
 import gmkernels as gmk
 
 from ..errors import DataError
+from . import archives
 from .dataset import Batch, Shuffled
 
 _SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
@@ -49,6 +46,12 @@ class Table:
         for part in self.splits[split].x.split(batch_size):
             yield Batch(part)
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``train.npy``, ``valid.npy`` and ``test.npy``, which :func:`table` reads in no time; the folder is made."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, split in self.splits.items():
+            np.save(Path(folder) / f"{name}.npy", split.x.numpy())
+
     def gaussian_nats(self, split: str) -> float:
         """Negative log-likelihood of a split under a Gaussian with the training rows' mean and covariance, in nats."""
         train, x = self.splits["train"].x.double(), self.splits[split].x.double()
@@ -57,19 +60,29 @@ class Table:
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether a path looks like a table: a .npy file, or a folder with a training split in one."""
+    """Whether a path looks like a table: a .npy file, a folder with a training split in one, or one of the archives' files
+    or the folder that holds it."""
     path = Path(path)
-    return path.suffix == ".npy" or (path / "train.npy").is_file()
+    return path.suffix == ".npy" or (path / "train.npy").is_file() or archives.found(path) is not None
 
 
 def table(path: str | os.PathLike[str]) -> Table:
     """A table in a .npy file (N, D), split 80 / 10 / 10 % by Philox words under seed 0; or a folder with ``train.npy``,
-    ``valid.npy`` (or ``val.npy``) and ``test.npy``.
+    ``valid.npy`` (or ``val.npy``) and ``test.npy``, which are used as they are.
+
+    POWER, GAS, HEPMASS, MINIBOONE and BSDS300 are prepared from the files of their archives, plain or with ``.gz``, given
+    by the file or by its folder: ``household_power_consumption.txt``, ``ethylene_CO.txt``, ``1000_train.csv`` with
+    ``1000_test.csv``, ``MiniBooNE_PID.txt``, ``BSDS300.hdf5`` (with h5py), or the paper's ``power/data.npy`` and
+    ``miniboone/data.npy``; see :func:`.archives.rows`. Millions of lines take up to a minute: :meth:`Table.save` the result.
 
     Raises:
-        DataError: a file is missing or is no table of finite numbers, or the widths of the splits differ.
+        DataError: a file is missing or is no table of finite numbers, it is a pickle, or the widths of the splits differ.
+        MissingPackage: BSDS300.hdf5 without h5py.
     """
     path = Path(path)
+    if not (path / "train.npy").is_file() and (archive := archives.found(path)):
+        prepared = archives.rows(*archive)
+        return Table(str(path), {name: Batch(part) for name, part in zip(_SPLITS, prepared, strict=True)})
     if path.suffix == ".npy":
         x = _read(path)
         if len(x) < 10:

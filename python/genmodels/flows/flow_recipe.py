@@ -33,9 +33,10 @@ class FlowRecipe(Recipe):
     equalise: bool = False
     """Give every pixel of an image the normal distribution by its histogram, in place of the logit."""
     whiten: bool = False
-    """Start from the Gaussian of the training data's covariance (of an image as a vector of pixels)."""
+    """Start from the Gaussian of the training data's covariance (of an image as a vector of pixels): better at once, but
+    strokes are harder to find in what is left."""
     shift: int = 0
-    """Move training images by up to this many pixels each way."""
+    """Move training images by up to this many pixels each way: of a few thousand, dense networks learn too much by heart."""
 
     def flow(self, dataset: Dataset, image: dict[str, Any]) -> Flow:
         """A new flow of the data's shape; ``image`` says how integer samples become real ones."""

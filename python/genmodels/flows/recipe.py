@@ -129,8 +129,10 @@ class PlanarRecipe(VariationalRecipe):
 class AutoregressiveRecipe(FlowRecipe):
     """What MADE, MAF and IAF share. Options left at None depend on the data."""
 
+    equalise: bool = True
+    """Give every pixel of an image the normal distribution by its histogram; with --no-equalise images go through a logit."""
     hidden: tuple[int, ...] | None = None
-    """Widths of the hidden layers of each network (64 64; of an image 512)."""
+    """Widths of the hidden layers of each network (64 64; of an image 512 512)."""
     residual: bool = False
     """Residual blocks: of the stream and of the inside of each block."""
     activation: Literal["relu", "tanh"] = "relu"
@@ -141,12 +143,13 @@ class AutoregressiveRecipe(FlowRecipe):
 
     def options(self, dataset: Dataset, image: dict[str, Any]) -> dict[str, Any]:
         return {
-            "hidden": self.hidden or ((64, 64) if len(dataset.shape) == 1 else (512,)),
+            "hidden": self.hidden or ((64, 64) if len(dataset.shape) == 1 else (512, 512)),
             "residual": self.residual,
             "activation": self.activation,
             "scale_map": self.scale_map,
             "clamp": self.clamp,
             **image,
+            "equalise": self.equalise and image["levels"] is not None,
         }
 
 
@@ -165,17 +168,19 @@ class StackRecipe(AutoregressiveRecipe):
     """What MAF and IAF share."""
 
     layers: int | None = None
-    """Autoregressive layers (8; of an image 5)."""
+    """Autoregressive layers (8)."""
     permutation: Literal["reverse", "random", "linear"] | None = None
-    """Between layers: linear is a learned matrix. Left at None, linear for points of a density, else reverse."""
+    """Between layers: linear is a learned matrix. Left at None, linear for points of a density, random for pixels, else
+    reverse. In the order of rows, forward or back, a pixel sees the one beside it through hidden units of a single degree, of
+    which there is one at best; in a random order through hundreds."""
     batch_norm: bool = False
     """Normalise between layers by the batch's statistics."""
 
     def options(self, dataset: Dataset, image: dict[str, Any]) -> dict[str, Any]:
-        plane = isinstance(dataset, Density)
+        usual = "linear" if isinstance(dataset, Density) else "reverse" if len(dataset.shape) == 1 else "random"
         return super().options(dataset, image) | {
-            "layers": self.layers or (8 if len(dataset.shape) == 1 else 5),
-            "permutation": self.permutation or ("linear" if plane else "reverse"),
+            "layers": self.layers or 8,
+            "permutation": self.permutation or usual,
             "batch_norm": self.batch_norm,
         }
 

@@ -38,11 +38,15 @@ class ParallelWaveNet(Model):
         spread: weight of the penalty on the distance of teacher's and student's log-scales (Ping et al., "ClariNet", 2018,
             equation 7).
         bands: as for :class:`WaveNet`, and the same as the teacher's.
+        fade: updates over which power loss and penalty fall linearly to a tenth of their weights, and stay there: they show a
+            student where to begin, and what counts in the end is the divergence. 0 keeps them whole.
         draws: of each sample, to estimate the divergence from a mixture of logistics.
         channels: residual, gate, skip, hidden, kernel, first_kernel, classes, local: see :class:`Stack`.
 
     Randomness: as for :class:`WaveNet`.
     """
+
+    updates: Tensor
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class ParallelWaveNet(Model):
         scale: float = 0.1,
         power: float = 0.0,
         spread: float = 4.0,
+        fade: int = 0,
         draws: int = 4,
         bands: BandEnergies | None = None,
         **channels: Any,
@@ -59,12 +64,15 @@ class ParallelWaveNet(Model):
         super().__init__()
         if noise not in ("gaussian", "logistic"):
             raise ValueError(f"ParallelWaveNet: noise must be 'gaussian' or 'logistic', got {noise!r}")
-        if not flows or not scale > 0 or min(power, spread) < 0 or draws < 1:
+        if not flows or not scale > 0 or min(power, spread, fade) < 0 or draws < 1:
             raise ValueError(
-                "ParallelWaveNet: there must be a flow, a positive scale, weights of at least 0 and a draw, "
-                f"got {len(flows)}, {scale}, {power}, {spread}, {draws}"
+                "ParallelWaveNet: there must be a flow, a positive scale, weights and a fade of at least 0 and a draw, "
+                f"got {len(flows)}, {scale}, {power}, {spread}, {fade}, {draws}"
             )
         self.noise, self.power, self.spread, self.draws, self.bands = noise, power, spread, draws, bands
+        self.fade = fade
+        if fade:
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         if bands is not None:
             channels["local"] = bands.count
         self.flows = nn.ModuleList(Stack(1, 2, dilations, **channels) for dilations in flows)
@@ -196,11 +204,15 @@ class ParallelWaveNet(Model):
         y = batch.y if self.flows[0].classes is not None else None
         local = None if self.bands is None else self.bands(batch.x)
         kl, distance, x = self.divergence(self.draw_noise(batch.x.shape), y, local)
-        found = {"kl": kl.mean()}
-        loss = found["kl"] + self.spread * distance.mean()
+        found, aid = {"kl": kl.mean()}, self.spread * distance.mean()
         if self.power:
             found["power"] = power_loss(x, batch.x.to(x))
-            loss = loss + self.power * found["power"]
+            aid = aid + self.power * found["power"]
+        if self.fade:
+            aid = aid * (1 - 0.9 * self.updates / self.fade).clamp(min=0.1).to(aid.dtype)
+            if self.training:
+                self.updates += 1
+        loss = found["kl"] + aid
         return {"loss": loss, **{name: value.detach() for name, value in found.items()}}
 
 

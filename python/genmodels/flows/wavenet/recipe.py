@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import data, pictures
-from ...data import AudioDataset, Dataset, Process
+from ...data import AudioDataset, BatchStream, Dataset, Process, Shuffled, Varied
 from ...errors import CheckpointError, DataError, GenmodelsError
 from ...recipe import Recipe, restore
 from ...training import Fit, load_weights
@@ -173,24 +173,36 @@ class ParallelWaveNetRecipe(_SoundRecipe):
 
     teacher: str = ""
     """Folder of the teacher's run, a WaveNet with a gaussian or mixture head."""
-    flows: int = 2
-    """Inverse autoregressive flows, one after another."""
+    flows: int = 4
+    """Inverse autoregressive flows, one after another: what a sample owes to those before it, a flow knows of the sound that
+    the flow before has made."""
     skip: int = 32
     power: float = 1.0
-    """Weight of the power loss."""
+    """Weight of the power loss. A student on its own is too soft: the divergence forgives what is left out."""
     spread: float = 4.0
     """Weight of the penalty on distances of log-scales."""
+    fade: int = 0
+    """Updates over which both these weights fall to a tenth; 0 keeps them."""
     scale: float = 0.1
     """Loudness to begin with."""
+    vary: float = 0.0
+    """Play recordings up to this share slower, softer or louder, and half of them backwards: a student's lesson is what its
+    teacher would say, of which a few recordings alone would show too little. 0 leaves them alone."""
 
     def build(self, dataset: Dataset) -> ParallelWaveNet:
+        if self.vary and isinstance(dataset, Process):
+            raise DataError(f"--vary is of recordings, and {dataset.name} is a process, which there is no end of")
         teacher = self._load_teacher(dataset)
         model = ParallelWaveNet(
             [self.dilations] * self.flows, noise="gaussian" if teacher.head.kind == "gaussian" else "logistic",
-            scale=self.scale, power=self.power, spread=self.spread, **self.channels(dataset),
+            scale=self.scale, power=self.power, spread=self.spread, fade=self.fade, **self.channels(dataset),
         )  # fmt: skip
         model.learn_from(teacher)
         return model
+
+    def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
+        stream = super().stream(dataset, rank=rank, world=world)
+        return Varied(cast(Shuffled, stream), self.vary, seed=self.fit.seed, rank=rank) if self.vary else stream
 
     def _load_teacher(self, dataset: Dataset) -> WaveNet:
         if not self.teacher:
@@ -220,7 +232,7 @@ class ParallelWaveNetRecipe(_SoundRecipe):
         assert isinstance(model, ParallelWaveNet)
         model.eval()
         sound, teacher = cast(Sound, dataset), model.teacher.to(model.device)
-        n, source = (32 if split == "test" else 8), sound.excerpt(2 * self.length)
+        n, source = (32 if split == "test" else 8), sound.excerpt(2 * self.length, split)
         given = self.conditions(model, sound, source, n)
         kl, _, x = model.divergence(model.draw_noise((n, len(source)), 1 if split == "test" else 2), *given, key=3)
         figures = {f"{split}_kl_nats": float(kl.mean())}
