@@ -142,7 +142,7 @@ def _list() -> int:
     return 0
 
 
-_TABLE = "rows of numbers; or a folder with train.npy, valid.npy and test.npy"
+_TABLE = "rows of numbers; or a folder with train.npy, valid.npy and test.npy; or a file of POWER, GAS, HEPMASS, ..."
 
 
 def _first_line(documented: Any) -> str:

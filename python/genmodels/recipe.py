@@ -29,7 +29,8 @@ class Recipe:
     """One line for ``genmodels list``."""
 
     data: str = "mnist5k"
-    """A data set of `genmodels list`, a folder of pictures, or a table (a .npy file, or a folder of three)."""
+    """A data set of `genmodels list`, a folder of pictures, or a table (a .npy file, a folder of
+    three, or a file of POWER, GAS, HEPMASS, MINIBOONE or BSDS300 as it is handed out)."""
     image_size: int = 32
     """Edge of the images made from a folder, of emoji and of crops of photos."""
     image_channels: int = 3
