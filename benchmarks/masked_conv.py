@@ -100,13 +100,11 @@ def _case(name: str, mask_type: str, kernel: int, channels: int, side: int, gate
             tensors["cond"] = normal(batch, outputs)
         return Inputs(tensors, (normal(batch, channels, side, side),))
 
-    def ours(x: Tensor, weight: Tensor, bias: Tensor, *cond: Tensor) -> Sequence[Tensor]:
-        y = gmk.masked_conv2d(x, weight, bias, mask_type=mask_type)
-        return (gmk.gated_activation(y, *cond) if gated else y,)
+    ours = gmk.gated_masked_conv2d if gated else gmk.masked_conv2d
 
     def build(inputs: Inputs, mode: str) -> Program:
         leaves = _leaves(inputs)
-        return Program(lambda: ours(*leaves), leaves, backend=backend_of(gmk.masked_conv2d, leaves[0]))
+        return Program(lambda: (ours(*leaves, mask_type=mask_type),), leaves, backend=backend_of(ours, leaves[0]))
 
     def truth(inputs: Inputs, maths: str, mode: str) -> list[Tensor]:
         definition = _textbook(mask.to(inputs["x"].device, torch.float64))

@@ -234,6 +234,21 @@ void conv(const std::array<int64_t, 5>& size, const std::array<int64_t, 5>& kern
   run(Entry, args, size[0] * size[1] * size[2] * size[3] * size[4]);
 }
 
+// As conv(), with the images of the condition and of the gradient by it.
+template <int (*Entry)(const gmk_gated_conv_args*)>
+void gated_conv(const std::array<int64_t, 5>& size, const std::array<int64_t, 5>& kernel, int dtype, py::handle x,
+                py::handle grad, py::handle out, Address weight, Address bias, Address out_weight, Address out_bias,
+                py::handle cond, py::handle out_cond, Address out_label, Address kept) {
+  const gmk_gated_conv_args args{
+      {size[0], size[1], size[2], size[3], size[4], kernel[0], kernel[1], kernel[2], kernel[3], dtype, int(kernel[4]),
+       image(x), image(grad), image(out), at(weight), at(bias), at(out_weight), at(out_bias)},
+      image(cond),
+      image(out_cond),
+      at(out_label),
+      at(kept)};
+  run(Entry, args, size[0] * size[1] * size[2] * size[3] * size[4]);
+}
+
 template <int (*Entry)(const gmk_gate_args*)>
 void gate(const py::tuple& size, py::handle a, py::handle b, py::handle cond_a, py::handle cond_b, py::handle grad,
           py::handle v_a, py::handle v_b, py::handle out, py::handle out_a, py::handle out_b) {
@@ -393,6 +408,8 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("conv_forward", conv<gmk_conv_forward>);
   m.def("conv_backward", conv<gmk_conv_backward>);
+  m.def("gated_conv_forward", gated_conv<gmk_gated_conv_forward>);
+  m.def("gated_conv_backward", gated_conv<gmk_gated_conv_backward>);
   m.def("gated_activation", gate<gmk_gated_activation>);
   m.def("gated_activation_backward", gate<gmk_gated_activation_backward>);
   m.def("gated_activation_double_backward", gate<gmk_gated_activation_double_backward>);

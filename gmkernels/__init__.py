@@ -17,7 +17,7 @@ from .ops.gibbs import (
     rbm_sample_hidden,
     rbm_sample_visible,
 )
-from .ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
+from .ops.masked_conv import causal_conv1d, gated_activation, gated_masked_conv2d, masked_conv2d
 from .ops.masked_linear import masked_linear
 from .ops.minibatch import minibatch_discrimination
 from .ops.mlp import affine_coupling_mlp, mlp
@@ -50,6 +50,7 @@ __all__ = [
     "dragan_penalty",
     "feature_matching_loss",
     "gated_activation",
+    "gated_masked_conv2d",
     "gated_pixelcnn_sample",
     "gaussian_log_likelihood",
     "gaussian_log_prob",

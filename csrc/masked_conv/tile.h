@@ -15,21 +15,28 @@ template <class T> struct Shape {
   static constexpr int outputs = count == 1 ? 6 : 3, inputs = count == 1 ? 4 : count == 2 ? 2 : 1;    // to correlate
 };
 
-// sums[c][q] += sum over the channels i and the first seen(i) taps of w x[i][q + offset], for C channels and V vectors
-// of pixels. The weights lie in the order in which they are used, C side by side.
-template <int C, int V, class T, class Seen>
-GMK_INLINE void convolve(const T* x, int64_t plane, const int64_t* offset, int64_t channels, const Seen& seen,
-                         const T* w, T* sums) {
-  constexpr int row = Shape<T>::vectors * kLanes;
+// Which of the taps an input channel has: all, or all but the last where it is not among `begin` .. `end`.
+struct Seen {
+  const int64_t* offset;
+  int64_t begin, end;
+  int taps;
+  int operator()(int64_t channel) const { return std::max(0, taps - (channel < begin || channel >= end)); }
+};
+
+// sums[c * row + q] = start[c] + sum over the channels i and their taps of w x[i][q + offset], for C channels and V
+// vectors of pixels. The weights lie in the order in which they are used, C side by side.
+template <int C, int V, class T>
+GMK_INLINE void convolve(const T* start, const T* x, int64_t plane, int64_t channels, const Seen seen, const T* w,
+                         T* sums, int64_t row) {
   pack<T> sum[C][V];
 #pragma GCC unroll 8
   for (int c = 0; c < C; ++c)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[c][v] = load(sums + c * row + v * kLanes);
+    for (int v = 0; v < V; ++v) sum[c][v] = pack<T>(start[c]);
   for (int64_t i = 0; i < channels; ++i, x += plane) {
     const int taps = seen(i);
     for (int t = 0; t < taps; ++t, w += C) {
-      const T* p = x + offset[t];
+      const T* p = x + seen.offset[t];
       pack<T> pixels[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) pixels[v] = load(p + v * kLanes);
@@ -47,18 +54,40 @@ GMK_INLINE void convolve(const T* x, int64_t plane, const int64_t* offset, int64
     for (int v = 0; v < V; ++v) store(sums + c * row + v * kLanes, sum[c][v]);
 }
 
-// sums[c][v] += sum over pixels of g[c][q] x[offset[v] + q], lane by lane, for C planes g and V places of x.
+// fold() of N packs at once.
+template <int N, class T> GMK_INLINE void fold_each(const pack<T>* from, T* to) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && N > 4) {  // two halves of vectors in the place of one, four times
+    constexpr int order[16] = {0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15};
+    for (int k = 0; k < N; k += 16) {
+      __m512 x[16];
+      for (int i = 0; i < 16; ++i) x[i] = k + order[i] < N ? (__m512)from[k + order[i]].v[0] : _mm512_setzero_ps();
+      for (int i = 0; i < 8; ++i)
+        x[i] = _mm512_shuffle_f32x4(x[i], x[i + 8], 0x44) + _mm512_shuffle_f32x4(x[i], x[i + 8], 0xEE);
+      for (int i = 0; i < 4; ++i)
+        x[i] = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x88) + _mm512_shuffle_f32x4(x[i], x[i + 4], 0xDD);
+      for (int i = 0; i < 2; ++i)
+        x[i] = _mm512_shuffle_ps(x[i], x[i + 2], 0x44) + _mm512_shuffle_ps(x[i], x[i + 2], 0xEE);
+      x[0] = _mm512_shuffle_ps(x[0], x[1], 0x88) + _mm512_shuffle_ps(x[0], x[1], 0xDD);
+      store_n(to + k, pack<T>::of(x[0]), N - k < 16 ? N - k : 16);
+    }
+    return;
+  }
+#endif
+  for (int k = 0; k < N; ++k) to[k] = fold(from[k]);
+}
+
+// sums[c][v] (+)= sum over pixels of g[c][q] x[offset[v] + q], for C planes g and V places of x; `fresh`: there is
+// nothing yet to be added to.
 template <int C, int V, class T>
-GMK_OUTLINE void correlate(const T* g, int64_t plane, const T* x, const int64_t* offset, int64_t pixels,
-                           pack<T>* sums) {
-  pack<T> sum[C][V];
+GMK_OUTLINE void correlate(const T* g, int64_t plane, const T* x, const int64_t* offset, int64_t pixels, bool fresh,
+                           T* sums) {
+  pack<T> sum[C * V];
   const T* from[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) from[v] = x + offset[v];
-#pragma GCC unroll 8
-  for (int c = 0; c < C; ++c)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[c][v] = sums[c * V + v];
+#pragma GCC unroll 32
+  for (int k = 0; k < C * V; ++k) sum[k] = pack<T>(T(0));
   for (int64_t q = 0; q < pixels; q += kLanes) {
     pack<T> other[V];
 #pragma GCC unroll 8
@@ -67,13 +96,12 @@ GMK_OUTLINE void correlate(const T* g, int64_t plane, const T* x, const int64_t*
     for (int c = 0; c < C; ++c) {
       const pack<T> one = load(g + c * plane + q);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[c][v] = fma(one, other[v], sum[c][v]);
+      for (int v = 0; v < V; ++v) sum[c * V + v] = fma(one, other[v], sum[c * V + v]);
     }
   }
-#pragma GCC unroll 8
-  for (int c = 0; c < C; ++c)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[c * V + v] = sum[c][v];
+  T found[C * V];
+  fold_each<C * V>(sum, found);
+  for (int k = 0; k < C * V; ++k) sums[k] = fresh ? found[k] : sums[k] + found[k];
 }
 
 // Calls f with constants: the least pieces of at most Most, from a number known at run time only.
@@ -82,14 +110,6 @@ template <int Most, class F> GMK_INLINE void with_count(int count, const F& f) {
     if (count < Most) return with_count<Most - 1>(count, f);
   f(std::integral_constant<int, Most>());
 }
-
-// Item i of n cut into ceil(n / most) pieces of nearly the same size.
-struct Cut {
-  int64_t n, pieces;
-  Cut(int64_t count, int64_t most) : n(count), pieces((count + most - 1) / most) {}
-  int64_t begin(int64_t i) const { return n * i / pieces; }
-  int size(int64_t i) const { return int(begin(i + 1) - begin(i)); }
-};
 
 }  // namespace GMK_ISA
 }  // namespace gmk

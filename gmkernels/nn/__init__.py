@@ -4,7 +4,7 @@ from .coupling import AffineCoupling, PlanarFlow
 from .gaussian import Reparameterize
 from .historical import HistoricalAverage
 from .made import MADE, MaskedAffineAutoregressive, MaskedLinear
-from .masked_conv import CausalConv1d, GatedActivation, MaskedConv2d
+from .masked_conv import CausalConv1d, GatedActivation, GatedMaskedConv2d, MaskedConv2d
 from .minibatch import MinibatchDiscrimination
 from .mlp import MLP
 from .rbm import RBM
@@ -18,6 +18,7 @@ __all__ = [
     "AffineCoupling",
     "CausalConv1d",
     "GatedActivation",
+    "GatedMaskedConv2d",
     "HistoricalAverage",
     "MaskedAffineAutoregressive",
     "MaskedConv2d",

@@ -9,7 +9,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmkernels.ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
+from gmkernels.ops.masked_conv import causal_conv1d, gated_activation, gated_masked_conv2d, masked_conv2d
 
 
 def _lowered(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -111,6 +111,60 @@ class MaskedConv2d(nn.Module):
         """The forward pass in operations of PyTorch."""
         weight = _visible(self.weight, self.mask_type, self.channel_groups)
         return F.conv2d(x, weight, self.bias, padding=(self.kernel_size[0] // 2, self.kernel_size[1] // 2))
+
+
+class GatedMaskedConv2d(MaskedConv2d):
+    """A masked convolution to twice the channels and its gate: :func:`gmkernels.gated_masked_conv2d`.
+
+    Args:
+        in_channels, out_channels: of the layer; the convolution has twice as many outputs.
+        kernel_size, mask_type, channel_groups, bias, backend: as for :class:`MaskedConv2d`.
+
+    ``forward(x, cond=None)``: (N, C', H, W) to (N, C, H, W), a condition (N, 2C) or broadcastable to (N, 2C, H, W) added
+    before the gate. Parameters ``weight`` (2C, C', k, k) and ``bias`` (2C), those of the masked convolution alone.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        mask_type: str,
+        channel_groups: int = 1,
+        bias: bool = True,
+        *,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if channel_groups < 1 or out_channels % channel_groups:
+            raise ValueError(
+                f"GatedMaskedConv2d: out_channels must divide into channel_groups={channel_groups}, got {out_channels}"
+            )
+        super().__init__(
+            in_channels, 2 * out_channels, kernel_size, mask_type, channel_groups, bias,
+            backend=backend, device=device, dtype=dtype,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        x, weight, bias = _lowered(x, self.weight, self.bias)
+        return gated_masked_conv2d(
+            x,
+            weight,
+            bias,
+            None if cond is None else cond.to(x.dtype),
+            mask_type=self.mask_type,
+            channel_groups=self.channel_groups,
+            backend=self.backend,
+        )
+
+    def plain_forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The forward pass in operations of PyTorch."""
+        pre = super().plain_forward(x)
+        if cond is not None:
+            pre = pre + (cond[:, :, None, None] if cond.dim() == 2 else cond)
+        a, b = pre.unflatten(1, (self.channel_groups, 2, -1)).unbind(2)
+        return (torch.tanh(a) * torch.sigmoid(b)).flatten(1, 2)
 
 
 class CausalConv1d(nn.Module):

@@ -1,10 +1,10 @@
-"""Mistakes in masked and causal convolutions and in the gate."""
+"""Mistakes in masked and causal convolutions, in the gate, and in both at once."""
 
 from __future__ import annotations
 
 from .patch import Fault
 
-_MASKED, _CAUSAL, _GATE = "masked_conv", "causal_conv", "gated_activation"
+_MASKED, _CAUSAL, _GATE, _BOTH = "masked_conv", "causal_conv", "gated_activation", "gated_masked"
 _OPS, _CORE = "gmkernels/ops/masked_conv/", "csrc/masked_conv/"
 
 CONVOLUTION = [
@@ -13,9 +13,9 @@ CONVOLUTION = [
           "return {0, (group + 1) * size};", _MASKED),
     Fault("dilation-ignored", _CORE + "planes.h", "(j + 1 - a.kernel_width) * a.dilation", "(j + 1 - a.kernel_width)",
           _CAUSAL),
-    Fault("gradient-by-x-looks-ahead", _CORE + "conv.cpp", "transposed ? -tap.offset : tap.offset", "tap.offset", _MASKED),
-    Fault("convolution-forgets-its-bias", _CORE + "conv.cpp", "if (!transposed && a.bias) read", "if (false) read", _MASKED),
-    Fault("masked-weights-get-a-gradient", _CORE + "conv.cpp", "if (tap < taps - 1 || (from <= input && input < to))",
+    Fault("gradient-by-x-looks-ahead", _CORE + "weights.h", "transposed ? -tap.offset : tap.offset", "tap.offset", _MASKED),
+    Fault("convolution-forgets-its-bias", _CORE + "weights.h", "if (!transposed && a.bias) read", "if (false) read", _MASKED),
+    Fault("masked-weights-get-a-gradient", _CORE + "conv.h", "if (tap < taps - 1 || (from <= input && input < to))",
           "if (true)", _MASKED),
     Fault("convolution-double-forgets-the-weight", _OPS + "autograd.py",
           "along_weight = backward(grad, u, weight, *rule, False, True, False, backend)[1]", "along_weight = None", _MASKED),
@@ -24,4 +24,13 @@ CONVOLUTION = [
     Fault("gate-slope-of-sigmoid", _CORE + "gate.cpp", "out[1] = in[kGrad] * (t * fma(-s, s, s));",
           "out[1] = in[kGrad] * (t * s);", _GATE),
     Fault("gate-forgets-half-of-the-condition", _CORE + "gate.cpp", ", in[kB] += in[kCondB]", "", _GATE),
+    Fault("gradients-end-with-a-strip", _CORE + "conv.h", "return u.end + strips.lead + Strips::kTail;",
+          "return u.end + Strips::kTail;", _MASKED),
+    Fault("gated-convolution-swaps-the-halves-of-its-condition", _CORE + "gated.cpp",
+          "read(more + 1, cond.data, a.dtype, sums.n * cond.n + other * cond.c",
+          "read(more + 1, cond.data, a.dtype, sums.n * cond.n + first * cond.c", _BOTH),
+    Fault("gated-convolution-slope-of-tanh", _CORE + "gated.cpp", "g * (s * fma(-t, t, T(1)))", "g * s", _BOTH),
+    Fault("gated-convolution-ignores-groups", _CORE + "gated.cpp", "c / half * size + c % half", "c", _BOTH),
+    Fault("gated-convolution-double-forgets-the-bias", _OPS + "autograd.py", "terms += [spread(s[None])] if by_bias else []",
+          "terms += [0 * spread(s[None])] if by_bias else []", _BOTH),
 ]  # fmt: skip

@@ -38,6 +38,7 @@ def _large(row: OperatorRow) -> tuple[int, ...]:
         "minibatch_discrimination": (131, 17, 5),
         "ais_log_z": (67, 131, 70),
         "masked_conv2d": (5, 19, 37, 13, 31),
+        "gated_masked_conv2d": (9, 19, 37, 13, 31),
         "causal_conv1d": (5, 19, 37, 401),
         "gated_activation": (5, 37, 13, 31),
         "pixelcnn_sample": (37, 13, 11),

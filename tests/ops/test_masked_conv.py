@@ -117,15 +117,27 @@ def test_causal_convolution_is_a_convolution_of_what_came_before(backend, dilati
     torch.testing.assert_close(before, y[..., :20], rtol=1e-12, atol=1e-12)
 
 
-def test_images_larger_than_what_a_task_takes(backend) -> None:
-    x, weight = _values(3, 2, 61, 83, dtype=torch.float32), _values(70, 2, 3, 3, dtype=torch.float32, seed=1)
-    whole = gmk.masked_conv2d(x, weight, mask_type="B", backend=backend)
-    expected = conv2d(x.double(), weight.double() * _mask(weight, "B", 1), padding=1)
-    torch.testing.assert_close(whole.double(), expected, rtol=1e-5, atol=1e-5)
-    signal, taps = _values(1, 3, 5000, dtype=torch.float32), _values(5, 3, 2, dtype=torch.float32, seed=1)
+@pytest.mark.parametrize("kernel,groups", [(3, 1), (7, 2)])
+def test_images_and_signals_of_several_strips(backend, kernel: int, groups: int) -> None:
+    x = _values(3, 2, 61, 83, dtype=torch.float32).requires_grad_()
+    weight = _values(70, 2, kernel, kernel, dtype=torch.float32, seed=1, scale=0.3).requires_grad_()
+    y = gmk.masked_conv2d(x, weight, mask_type="B", channel_groups=groups, backend=backend)
+    definition = conv2d(x.double(), weight.double() * _mask(weight, "B", groups), padding=kernel // 2)
+    _same_to_rounding(y, definition, (x, weight))
+    signal = _values(2, 3, 5000, dtype=torch.float32).requires_grad_()
+    taps = _values(5, 3, 2, dtype=torch.float32, seed=1).requires_grad_()
     found = gmk.causal_conv1d(signal, taps, dilation=512, backend=backend)
-    expected = conv1d(pad(signal.double(), (512, 0)), taps.double(), dilation=512)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    definition = conv1d(pad(signal.double(), (512, 0)), taps.double(), dilation=512)
+    _same_to_rounding(found, definition, (signal, taps))
+
+
+def _same_to_rounding(y: Tensor, definition: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    """Values and gradients in float32, of a definition in float64."""
+    torch.testing.assert_close(y.double(), definition, rtol=1e-5, atol=1e-5)
+    g = _values(*y.shape, dtype=torch.float32, seed=9)
+    expected = torch.autograd.grad(definition, inputs, g.double())
+    for one, other in zip(torch.autograd.grad(y, inputs, g), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
 def test_batches_larger_than_what_is_packed_at_a_time(backend) -> None:
@@ -138,6 +150,76 @@ def test_batches_larger_than_what_is_packed_at_a_time(backend) -> None:
     halves = [torch.autograd.grad(part.square().sum(), (x, weight)) for part in parts]
     torch.testing.assert_close(by_x, halves[0][0] + halves[1][0], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(by_weight, halves[0][1] + halves[1][1], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("mask_type,kernel,groups", [("B", (3, 3), 1), ("A", (5, 5), 3), ("B", (1, 3), 1)])
+@pytest.mark.parametrize("cond", [None, "label", "map", "one map", "wide label"])
+def test_a_gated_convolution_is_a_convolution_and_its_gate(backend, mask_type, kernel, groups: int, cond) -> None:
+    """In values, derivatives, and second derivatives; with several groups, the gate takes the halves of each."""
+    c = 2 * groups
+    shapes = {"label": (9, 2 * c), "map": (9, 2 * c, 5, 6), "one map": (1, 1, 5, 6), "wide label": (9, 2 * c, 1, 1)}
+    inputs = [_values(9, c, 5, 6), _values(2 * c, c, *kernel, seed=1, scale=0.4), _values(2 * c, seed=2)]
+    inputs += [_values(*shapes[cond], seed=3)] if cond else []
+    rule = {"mask_type": mask_type, "channel_groups": groups, "backend": backend}
+
+    def both(x: Tensor, weight: Tensor, bias: Tensor, cond: Tensor | None = None) -> Tensor:
+        return gmk.gated_masked_conv2d(x, weight, bias, cond, **rule)
+
+    def steps(x: Tensor, weight: Tensor, bias: Tensor, cond: Tensor | None = None) -> Tensor:
+        pre = gmk.masked_conv2d(x, weight, bias, **rule)
+        if cond is not None:
+            pre = pre + (cond if cond.dim() == 4 else cond[:, :, None, None])
+        groups_of_halves = pre.unflatten(1, (groups, -1)).flatten(0, 1)
+        return gmk.gated_activation(groups_of_halves, backend=backend).unflatten(0, (-1, groups)).flatten(1, 2)
+
+    found = []
+    for layer in (both, steps):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        y = layer(*leaves)
+        g = _values(*y.shape, seed=4).requires_grad_()
+        first = torch.autograd.grad(y, leaves, g, create_graph=True)
+        tops = [_values(*t.shape, seed=5 + i) for i, t in enumerate(first)]
+        found.append([y, *first, *torch.autograd.grad(first, [g, *leaves], tops)])
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+    with torch.no_grad():
+        assert torch.equal(both(*inputs), found[0][0]), "nothing but what is kept depends on what is differentiated"
+
+
+def test_a_gated_convolution_has_the_bits_of_its_steps(backend) -> None:
+    x, weight, bias, cond = (_values(*s, dtype=torch.float32) for s in ((5, 7, 9, 6), (20, 7, 3, 3), (20,), (5, 20)))
+    x.requires_grad_()
+    pre = gmk.masked_conv2d(x, weight, bias, mask_type="B", backend=backend)
+    steps = gmk.gated_activation(pre, cond, backend=backend)
+    found = gmk.gated_masked_conv2d(x, weight, bias, cond, mask_type="B", backend=backend)
+    if backend == "cpu":
+        assert torch.equal(found, steps)
+    torch.testing.assert_close(found, steps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gated_convolution_keeps_the_memory_format(backend, dtype: torch.dtype) -> None:
+    x, weight, cond = (_values(*s, dtype=dtype) for s in ((3, 6, 7, 9), (12, 6, 3, 3), (3, 12, 7, 9)))
+    g, results = _values(3, 6, 7, 9, dtype=dtype, seed=2), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = [t.contiguous(memory_format=layout).requires_grad_() for t in (x, cond)]
+        y = gmk.gated_masked_conv2d(leaves[0], weight, None, leaves[1], mask_type="B", backend=backend)
+        grads = torch.autograd.grad(y, leaves, g.contiguous(memory_format=layout))
+        if backend != "reference":
+            assert all(t.is_contiguous(memory_format=layout) for t in (y, *grads))
+        results.append((y, *grads))
+    torch.testing.assert_close(*results, **({} if backend == "reference" else {"rtol": 0, "atol": 0}))
+
+
+def test_gated_convolutions_of_several_strips(backend) -> None:
+    x = _values(2, 3, 61, 83, dtype=torch.float32).requires_grad_()
+    weight = _values(70, 3, 3, 3, dtype=torch.float32, seed=1, scale=0.3).requires_grad_()
+    cond = _values(2, 70, 61, 83, dtype=torch.float32, seed=2).requires_grad_()
+    label = _values(2, 70, dtype=torch.float32, seed=3).requires_grad_()
+    for more in (cond, label):
+        y = gmk.gated_masked_conv2d(x, weight, None, more, mask_type="B", backend=backend)
+        pre = conv2d(x.double(), weight.double() * _mask(weight, "B", 1), padding=1)
+        a, b = (pre + (more if more.dim() == 4 else more[:, :, None, None]).double()).chunk(2, 1)
+        _same_to_rounding(y, torch.tanh(a) * torch.sigmoid(b), (x, weight, more))
 
 
 def test_layers_are_their_operators(backend) -> None:
@@ -153,8 +235,17 @@ def test_layers_are_their_operators(backend) -> None:
     cond = _values(2, 6, dtype=torch.float32, seed=1)
     gate = gmk.nn.GatedActivation(backend=backend)
     assert torch.equal(gate(x, cond), gmk.gated_activation(x, cond, backend=backend))
+    both = gmk.nn.GatedMaskedConv2d(6, 9, 3, "A", 3, backend=backend)
+    wide = _values(2, 18, dtype=torch.float32, seed=2)
+    expected = gmk.gated_masked_conv2d(
+        x, both.weight, both.bias, wide, mask_type="A", channel_groups=3, backend=backend
+    )
+    assert torch.equal(both(x, wide), expected)
+    torch.testing.assert_close(both.plain_forward(x, wide), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
+        assert layer(x).dtype == both(x, wide).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="GatedMaskedConv2d: out_channels"):
+        gmk.nn.GatedMaskedConv2d(6, 8, 3, "A", 3)
     for bad in (dict(kernel_size=2), dict(mask_type="C"), dict(channel_groups=2)):
         with pytest.raises(ValueError, match="MaskedConv2d: "):
             gmk.nn.MaskedConv2d(**{"in_channels": 6, "out_channels": 9, "kernel_size": 3, "mask_type": "A", **bad})

@@ -350,6 +350,17 @@ typedef struct {
 GMK_API int gmk_conv_forward(const gmk_conv_args* args);
 GMK_API int gmk_conv_backward(const gmk_conv_args* args); /* -> out, out_weight, out_bias */
 
+/* The convolution gives a and b, the halves of each group's outputs; then comes the gate. */
+typedef struct {
+  gmk_conv_args conv;       /* its grad, and its out when it is not the gradient by x, have outputs / 2 channels */
+  gmk_image cond, out_cond; /* added to a and b: (batch, outputs, height, width), or NULL */
+  void* out_label;          /* the gradient by one that is the same for all pixels: (batch, outputs), or NULL */
+  void* kept;               /* tanh(a) and sigmoid(b) for backward, in the compute type: like cond; or NULL */
+} gmk_gated_conv_args;
+
+GMK_API int gmk_gated_conv_forward(const gmk_gated_conv_args* args);  /* -> conv.out, kept */
+GMK_API int gmk_gated_conv_backward(const gmk_gated_conv_args* args); /* -> conv's, out_cond, out_label */
+
 typedef struct {
   gmk_sizes sizes;                               /* of a half */
   gmk_rows a, b, cond_a, cond_b, grad, v_a, v_b; /* one dtype; unused ones have data == NULL */

@@ -27,6 +27,8 @@
   X(gaussian_log_likelihood_double_backward, gmk_likelihood_args)  \
   X(conv_forward, gmk_conv_args)                                   \
   X(conv_backward, gmk_conv_args)                                  \
+  X(gated_conv_forward, gmk_gated_conv_args)                       \
+  X(gated_conv_backward, gmk_gated_conv_args)                      \
   X(masked_linear, gmk_masked_linear_args)                         \
   X(masked_linear_backward, gmk_masked_linear_args)                \
   X(gated_activation, gmk_gate_args)                               \

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from . import (
     library,
 )
 
-__all__ = ["masked_conv2d", "causal_conv1d", "gated_activation"]
+__all__ = ["masked_conv2d", "causal_conv1d", "gated_activation", "gated_masked_conv2d"]
 
 _INTEGERS = (int, torch.SymInt)
 
@@ -56,7 +58,12 @@ def masked_conv2d(
             cannot be divided into the groups.
         BackendError: an explicitly requested backend cannot run.
     """
-    op = "masked_conv2d"
+    _masked("masked_conv2d", x, weight, bias, mask_type, channel_groups)
+    return library.masked_conv2d(x, weight, bias, mask_type, channel_groups, backend)
+
+
+def _masked(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, mask_type: str, channel_groups: int) -> None:
+    """The checks of masked convolutions."""
     _layer(op, x, weight, bias, 4, "(N, C, H, W)", "(O, C, k, k)")
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
         raise ValueError(f"{op}: the kernel sizes must be odd, got {weight.shape[2]} x {weight.shape[3]}")
@@ -68,7 +75,6 @@ def masked_conv2d(
             f"{op}: the channels must divide into channel_groups={channel_groups}, "
             f"got {x.shape[1]} in and {weight.shape[0]} out"
         )
-    return library.masked_conv2d(x, weight, bias, mask_type, channel_groups, backend)
 
 
 def causal_conv1d(
@@ -133,16 +139,76 @@ def gated_activation(x: Tensor, cond: Tensor | None = None, *, backend: str = "a
     if x.dim() < 2 or x.shape[1] % 2:
         raise ValueError(f"{op}: x must have shape (N, 2C, ...), got {tuple(x.shape)}")
     if cond is not None:
-        checks.floating(op, "cond", cond)
-        checks.same_dtype(op, x=x, cond=cond)
-        checks.same_device(op, x=x, cond=cond)
-        given = tuple(cond.shape)
-        if cond.dim() == 2:
-            cond = cond.reshape(*given, *[1] * (x.dim() - 2))
-        if cond.dim() != x.dim() or any(c not in (1, n) for c, n in zip(cond.shape, x.shape, strict=True)):
-            raise ValueError(f"{op}: cond must be broadcastable to the shape of x, {tuple(x.shape)}, got {given}")
-        cond = cond.expand(x.shape)
+        cond = _condition(op, x, cond, x.shape, "of x").expand(x.shape)
     return library.gated_activation(x, cond, backend)
+
+
+def gated_masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    cond: Tensor | None = None,
+    *,
+    mask_type: str,
+    channel_groups: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """A masked convolution and its gate: ``tanh(a) * sigmoid(b)``, ``a`` and ``b`` the halves of what is convolved.
+
+    With one group of channels this is ``gated_activation(masked_conv2d(x, weight, bias), cond)``, the layer of a Gated
+    PixelCNN (van den Oord et al., "Conditional image generation with PixelCNN decoders", 2016, equations 2 and 3). With
+    several, ``a`` and ``b`` are the two halves of each group, so that the outputs keep the order of the groups. The sums go
+    through the gate, and gradients come through it, while they are in the cache; 2C channels are never written.
+
+    Args:
+        x: floating tensor (N, C', H, W), any strides.
+        weight: (2C, C', k, k) of the same dtype, k odd, as for :func:`masked_conv2d`.
+        bias: (2C) of the same dtype, or None.
+        cond: of the same dtype, added to what is convolved: (N, 2C), or broadcastable to (N, 2C, H, W), such as what
+            another stack gives; None for no condition.
+        mask_type: ``"A"`` or ``"B"``.
+        channel_groups: how many groups of channels a pixel has, a divisor of C' and of C.
+        backend: ``auto``, ``reference``, ``cpu`` or ``triton``.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``x`` and its memory format, channels_last or else contiguous. Computed in float32, or
+        in float64 for float64 inputs, and rounded once.
+
+    Twice differentiable. The C++ core keeps tanh(a) and sigmoid(b) for backward, Triton what goes into them. Consumes no
+    randomness. Bitwise reproducible; samples do not depend on each other, nor their bits on the batch.
+
+    Raises:
+        TypeError: an argument is not a tensor, or not floating, or the dtypes differ.
+        ValueError: shapes or devices do not fit, a kernel size is even, ``mask_type`` is unknown, or the channels
+            cannot be divided into the groups and their halves.
+        BackendError: an explicitly requested backend cannot run.
+    """
+    op = "gated_masked_conv2d"
+    _masked(op, x, weight, bias, mask_type, channel_groups)
+    if weight.shape[0] % (2 * channel_groups):
+        raise ValueError(
+            f"{op}: each of the {channel_groups} groups must have two halves of outputs, got {weight.shape[0]} outputs"
+        )
+    if cond is not None:
+        shape = x.shape[0], weight.shape[0], *x.shape[2:]
+        cond = _condition(op, x, cond, shape, "(N, 2C, H, W)")
+        cond = cond[:, :, 0, 0].expand(shape[:2]) if cond.shape[2:] == (1, 1) else cond.expand(shape)
+    given = (x, weight, bias, cond)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    return library.gated_masked_conv2d(*given, mask_type, channel_groups, keep, backend)[0]
+
+
+def _condition(op: str, x: Tensor, cond: Tensor, shape: Sequence[int], meaning: str) -> Tensor:
+    """A condition in as many dimensions as what it is added to."""
+    checks.floating(op, "cond", cond)
+    checks.same_dtype(op, x=x, cond=cond)
+    checks.same_device(op, x=x, cond=cond)
+    given = tuple(cond.shape)
+    if cond.dim() == 2:
+        cond = cond.reshape(*given, *[1] * (len(shape) - 2))
+    if cond.dim() != len(shape) or any(c not in (1, n) for c, n in zip(cond.shape, shape, strict=True)):
+        raise ValueError(f"{op}: cond must be broadcastable to the shape {meaning}, {tuple(shape)}, got {given}")
+    return cond
 
 
 def _layer(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, rank: int, of_x: str, of_weight: str) -> None:

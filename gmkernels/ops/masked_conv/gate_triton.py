@@ -58,7 +58,7 @@ def _gate_kernel(
         tl.store(out_b + (row * ob_b)[:, None] + (outer * ob_o + place)[None, :], by_b, mask=keep)
 
 
-def _gate(order: int, *tensors: Tensor | None) -> None:
+def gate(order: int, *tensors: Tensor | None) -> None:
     (batch, outer, inner), operands = arrange(*tensors)  # type: ignore[arg-type]
     length = outer * inner
     if batch * length == 0:
@@ -85,13 +85,13 @@ def _gate(order: int, *tensors: Tensor | None) -> None:
 
 def gated_activation(x: Tensor, cond: Tensor | None) -> Tensor:
     out = like(x, x.shape[1] // 2)
-    _gate(0, x, cond, None, None, out)
+    gate(0, x, cond, None, None, out)
     return out
 
 
 def gated_activation_backward(grad: Tensor, x: Tensor, cond: Tensor | None) -> Tensor:
     by_x = like(x, x.shape[1])
-    _gate(1, x, cond, grad, None, None, by_x)
+    gate(1, x, cond, grad, None, None, by_x)
     return by_x
 
 
@@ -99,5 +99,5 @@ def gated_activation_double_backward(
     grad_grad: Tensor, grad: Tensor, x: Tensor, cond: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     by_grad, by_x = like(x, x.shape[1] // 2), like(x, x.shape[1])
-    _gate(2, x, cond, grad, grad_grad, by_grad, by_x)
+    gate(2, x, cond, grad, grad_grad, by_grad, by_x)
     return by_grad, by_x

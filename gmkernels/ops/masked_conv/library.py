@@ -17,10 +17,11 @@ def channels_last(t: Tensor) -> bool:
     return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
 
 
-def like(t: Tensor, channels: int) -> Tensor:
+def like(t: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor in the memory format of ``t``, with this many channels."""
     layout = torch.channels_last if channels_last(t) else torch.contiguous_format
-    return torch.empty((t.shape[0], channels, *t.shape[2:]), dtype=t.dtype, device=t.device, memory_format=layout)
+    shape = t.shape[0], channels, *t.shape[2:]
+    return torch.empty(shape, dtype=dtype or t.dtype, device=t.device, memory_format=layout)
 
 
 def gradients(x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,5 +112,49 @@ gated_activation_double_backward = Operator(
     "gated_activation_double_backward(Tensor grad_grad, Tensor grad, Tensor x, Tensor? cond, str backend)"
     " -> (Tensor, Tensor)",
     _fake_gate_double_backward,
+    backends=BACKENDS,
+)
+
+
+def gated_outputs(x: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Room for the output and for what backward wants of the sums, in float32 or wider."""
+    dtype = reference.wide(x)
+    return like(x, weight.shape[0] // 2), like(x, weight.shape[0], dtype) if keep else x.new_empty(0, dtype=dtype)
+
+
+def gated_gradients(
+    x: Tensor, weight: Tensor, cond: Tensor | None, needs: tuple[bool, bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for the gradients by x, weight, bias and condition; empty for those that are not needed."""
+    by_cond = x.new_empty(0)
+    if cond is not None and needs[3]:
+        by_cond = like(x, weight.shape[0]) if cond.dim() == 4 else x.new_empty(cond.shape)
+    return *gradients(x, weight, needs[:3]), by_cond
+
+
+def _fake_gated(x, weight, bias, cond, mask_type, channel_groups, keep):  # type: ignore[no-untyped-def]
+    return gated_outputs(x, weight, keep)
+
+
+def _fake_gated_backward(grad, kept, x, weight, bias, cond, mask_type, channel_groups, *needs):  # type: ignore[no-untyped-def]
+    return gated_gradients(x, weight, cond, needs)
+
+
+_CALL = "Tensor x, Tensor weight, Tensor? bias, Tensor? cond, str mask_type, int channel_groups"
+
+gated_masked_conv2d = Operator(
+    "masked_conv",
+    f"gated_masked_conv2d({_CALL}, bool keep, str backend) -> (Tensor, Tensor)",
+    _fake_gated,
+    reference.gated_masked_conv2d,
+    BACKENDS,
+    keeps_outputs=True,
+    internal=1,
+)
+gated_masked_conv2d_backward = Operator(
+    "masked_conv",
+    f"gated_masked_conv2d_backward(Tensor grad, Tensor kept, {_CALL}, bool by_x, bool by_weight, bool by_bias,"
+    " bool by_cond, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_gated_backward,
     backends=BACKENDS,
 )

@@ -10,7 +10,7 @@ from gmkernels.core.layout import address
 from gmkernels.core.native import DTYPES, cpu
 
 from .halves import arrange
-from .library import gradients, like
+from .library import gated_gradients, gated_outputs, gradients, like
 
 _core = cpu()
 _RULES = {"A": 0, "B": 1}
@@ -105,3 +105,48 @@ def gated_activation_double_backward(
     by_grad, by_x = like(x, x.shape[1] // 2), like(x, x.shape[1])
     _gate(_core.gated_activation_double_backward, x, cond, grad, grad_grad, by_grad, by_x)
     return by_grad, by_x
+
+
+def _condition(cond: Tensor | None) -> tuple[int, ...] | None:
+    """One that is the same for all pixels is an image whose pixels lie in one place."""
+    return _image(cond if cond is None or cond.dim() == 4 else cond[:, :, None, None].expand(-1, -1, 2, 2))
+
+
+def gated_masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cond: Tensor | None,
+    mask_type: str,
+    channel_groups: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    out, kept = gated_outputs(x, weight, keep)
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
+    _core.gated_conv_forward(
+        _sizes(x, weight), _mask(weight, mask_type, channel_groups), DTYPES[x.dtype], _image(x), None, _image(out),
+        weight.data_ptr(), address(bias), 0, 0, _condition(cond), None, 0, kept.data_ptr() if keep else 0,
+    )  # fmt: skip
+    return out, kept
+
+
+def gated_masked_conv2d_backward(
+    grad: Tensor,
+    kept: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cond: Tensor | None,
+    mask_type: str,
+    channel_groups: int,
+    *needs: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_x, by_weight, by_bias, by_cond = gated_gradients(x, weight, cond, needs)  # type: ignore[arg-type]
+    weight = weight.contiguous()
+    _core.gated_conv_backward(
+        _sizes(x, weight), _mask(weight, mask_type, channel_groups), DTYPES[x.dtype], _image(x), _image(grad),
+        _image(by_x if needs[0] else None), weight.data_ptr(), 0, by_weight.data_ptr() if needs[1] else 0,
+        by_bias.data_ptr() if needs[2] else 0, None, _image(by_cond) if by_cond.dim() == 4 else None,
+        by_cond.data_ptr() if by_cond.dim() == 2 else 0, kept.data_ptr(),
+    )  # fmt: skip
+    return by_x, by_weight, by_bias, by_cond

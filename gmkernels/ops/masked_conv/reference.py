@@ -61,3 +61,36 @@ def gated_activation(x: Tensor, cond: Tensor | None = None) -> Tensor:
     pre = x.to(wide(x)) if cond is None else x.to(wide(x)) + cond.to(wide(x))
     a, b = pre.tensor_split(2, 1)
     return (torch.tanh(a) * torch.sigmoid(b)).to(x.dtype)
+
+
+def gated_masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    cond: Tensor | None = None,
+    mask_type: str = "B",
+    channel_groups: int = 1,
+    keep: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The gated outputs, and nothing that its derivatives would need: those are PyTorch's."""
+    dtype = wide(x)
+    parameters = weight.to(dtype), None if bias is None else bias.to(dtype)
+    pre = masked_conv2d(x.to(dtype), *parameters, mask_type, channel_groups)
+    if cond is not None:
+        pre = pre + spread(cond.to(dtype))
+    halves = alone(pre, channel_groups)
+    return together(gated_activation(halves), channel_groups).to(x.dtype), x.flatten()[:0]
+
+
+def spread(cond: Tensor) -> Tensor:
+    """A condition of shape (N, 2C), for every pixel."""
+    return cond[:, :, None, None] if cond.dim() == 2 else cond
+
+
+def alone(t: Tensor, groups: int) -> Tensor:
+    """Groups of channels as samples, so that the halves of a sample are those of a group."""
+    return t if groups == 1 else t.unflatten(1, (groups, t.shape[1] // groups)).flatten(0, 1)
+
+
+def together(t: Tensor, groups: int) -> Tensor:
+    return t if groups == 1 else t.unflatten(0, (t.shape[0] // groups, groups)).flatten(1, 2)

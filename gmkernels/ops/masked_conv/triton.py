@@ -20,8 +20,9 @@ from torch import Tensor
 
 from gmkernels.core.triton_launch import ceil_div, launch, power_of_two
 
-from .gate_triton import gated_activation, gated_activation_backward, gated_activation_double_backward
-from .library import gradients, like
+from .gate_triton import gate, gated_activation, gated_activation_backward, gated_activation_double_backward
+from .library import channels_last, gated_outputs, gradients, like
+from .reference import alone, spread
 
 __all__ = [
     "causal_conv1d",
@@ -29,6 +30,8 @@ __all__ = [
     "gated_activation",
     "gated_activation_backward",
     "gated_activation_double_backward",
+    "gated_masked_conv2d",
+    "gated_masked_conv2d_backward",
     "masked_conv2d",
     "masked_conv2d_backward",
 ]
@@ -265,3 +268,48 @@ def causal_conv1d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, dilation: int, by_x: bool, by_weight: bool, by_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _backward(grad, x, weight, _causal(weight, dilation), (by_x, by_weight, by_bias))
+
+
+def gated_masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cond: Tensor | None,
+    mask_type: str,
+    channel_groups: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Convolution, then gate. What backward wants is what is between them, without the condition."""
+    out, pre = gated_outputs(x, weight, True)
+    _convolve(x, weight, bias, pre, _masked(weight, mask_type, channel_groups), False)
+    _gate(0, channel_groups, pre, cond, None, out)
+    return out, pre if keep else pre.new_empty(0)
+
+
+def gated_masked_conv2d_backward(
+    grad: Tensor,
+    kept: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cond: Tensor | None,
+    mask_type: str,
+    channel_groups: int,
+    *needs: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_pre, by_cond = like(x, weight.shape[0]), x.new_empty(0)
+    _gate(1, channel_groups, kept, cond, grad, by_pre)
+    if cond is not None and needs[3]:
+        by_cond = by_pre if cond.dim() == 4 else by_pre.sum((2, 3), dtype=torch.float32).to(x.dtype)
+    return *_backward(by_pre, x, weight, _masked(weight, mask_type, channel_groups), needs[:3]), by_cond  # type: ignore[arg-type]
+
+
+def _gate(order: int, groups: int, pre: Tensor, cond: Tensor | None, grad: Tensor | None, out: Tensor) -> None:
+    """The gate of each group's halves, or its gradient."""
+    last = groups > 1 and channels_last(out)  # there, groups are not samples without a copy
+    to = torch.empty_like(out, memory_format=torch.contiguous_format) if last else out
+    wide = None if cond is None else spread(cond).expand(pre.shape)
+    given = [None if t is None else alone(t, groups) for t in (pre, wide, grad)]
+    gate(order, *given, None, *((alone(to, groups),) if order == 0 else (None, alone(to, groups))))
+    if last:
+        out.copy_(to)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gmkernels.ops.masked_conv import causal_conv1d, gated_activation, masked_conv2d
+from gmkernels.ops.masked_conv import causal_conv1d, gated_activation, gated_masked_conv2d, masked_conv2d
 
 from ..table import Case, ErrorCase, OperatorRow, Sizes, draw, narrow
 
@@ -128,6 +128,66 @@ def _signal_row(variant: str, kernel: int, dilation: int, bias: bool = True, **m
     )
 
 
+# ---- a convolution and its gate ------------------------------------------------------------------------------------
+
+
+def _gated(kernel: tuple[int, int], groups: int, bias: bool, cond: str, constants: dict[str, Any]) -> _Make:
+    layer = _layer(kernel, groups, bias, constants)
+
+    def make(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Case:
+        batch, inputs, half, *image = sizes
+        case = layer((batch, inputs, 2 * half, *image), dtype, generator)
+        outputs = 2 * half * groups
+        shapes = {"label": (batch, outputs), "map": (batch, outputs, *image)}
+        if cond:
+            case.tensors["cond"] = draw(shapes[cond], dtype, generator)
+        return case
+
+    return make
+
+
+_ERRORS_GATED = (
+    *(case for case in _ERRORS_2D if "bias" not in case.name and "groups" not in case.name and case.name != "channels"),
+    ErrorCase("bias of 2", lambda a: a.update(bias=a["bias"][:2]), ValueError, r"bias must have shape \(6,\), got"),
+    ErrorCase(
+        "odd outputs", lambda a: a.update(weight=a["weight"][:5], bias=a["bias"][:5]), ValueError, "two halves.*5"
+    ),
+    ErrorCase(
+        "cond of 5", lambda a: a.update(cond=a["cond"][:, :5]), ValueError, r"cond must be broadcastable.*\(2, 5"
+    ),
+    ErrorCase(
+        "cond in three", lambda a: a.update(cond=a["cond"][..., None]), ValueError, r"broadcastable.*\(2, 6, 1\)"
+    ),
+    ErrorCase("cond is a list", _spoil(cond=[1.0]), TypeError, "cond must be a torch.Tensor, got list"),
+    ErrorCase("half cond", lambda a: a.update(cond=a["cond"].half()), TypeError, "share one dtype.*cond torch.float16"),
+)
+
+
+def _gated_row(
+    variant: str, mask_type: str, kernel: tuple[int, int], cond: str, groups: int = 1, bias: bool = True, **more: Any
+) -> OperatorRow:
+    constants = {"mask_type": mask_type, "channel_groups": groups}
+    names = ("x", "weight", *(["bias"] if bias else []), *(["cond"] if cond else []))
+    batched = tuple(name for name in names if name in ("x", "cond"))
+    return OperatorRow(
+        name=f"gated_masked_conv2d[{variant}]",
+        operator="gated_masked_conv2d",
+        function=gated_masked_conv2d,
+        outputs=("y",),
+        make=_gated(kernel, groups, bias, cond, constants),
+        sizes=_IMAGES,
+        ranks=(5,),
+        dynamic=((2, 4, 6, 8, 9), (11, 4, 6, 10, 12)),
+        limit=1024,
+        differentiable=names,
+        order=2,
+        part=narrow(*batched),
+        batched=batched,
+        nonfinite=names,
+        **more,
+    )
+
+
 # ---- the gate --------------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +254,10 @@ ROWS = (
     _image_row("A3, RGB", "A", (3, 3), groups=3),
     _image_row("B1", "B", (1, 1)),
     _image_row("A1x5", "A", (1, 5)),
+    _gated_row("B3, label", "B", (3, 3), "label", errors=_ERRORS_GATED),
+    _gated_row("A5", "A", (5, 5), ""),
+    _gated_row("B1x3, map", "B", (1, 3), "map"),
+    _gated_row("B3, RGB, label, no bias", "B", (3, 3), "label", 3, False),
     _signal_row("2", 2, 1, errors=_ERRORS_1D),
     _signal_row("3, dilated, no bias", 3, 4, bias=False),
     _gate_row("", (2, 3, 4), _ANY, errors=_ERRORS_GATE, extremes=_gate_extremes),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gmkernels as gmk
-from gmkernels.nn import MaskedConv2d
+from gmkernels.nn import GatedMaskedConv2d, MaskedConv2d
 
 Taps = tuple[Tensor, Tensor]
 
@@ -80,7 +80,7 @@ class Layer(nn.Module):
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"GatedPixelCNN: kernel sizes must be odd, got {kernel}")
         self.vertical = nn.Conv2d(inputs, 2 * width, (kernel // 2 + 1, kernel))
-        self.horizontal = MaskedConv2d(inputs, 2 * width, (1, kernel), "A" if first else "B", groups)
+        self.horizontal = GatedMaskedConv2d(inputs, width, (1, kernel), "A" if first else "B", groups)
         self.link = nn.Conv2d(2 * width, 2 * width, 1)
         self.residual = MaskedConv2d(width, width, 1, "B", groups)
         self.kernel, self.first, self.groups, self.dropout = kernel, first, groups, dropout
@@ -89,7 +89,8 @@ class Layer(nn.Module):
         reach = self.kernel // 2
         for_vertical, for_horizontal = (None, None) if condition is None else condition.chunk(2, 1)
         above = self.vertical(F.pad(down, (reach, reach, reach, 0)))
-        here = self.gate(self.horizontal(across) + self.link(above), for_horizontal)
+        linked = self.link(above)
+        here = self.horizontal(across, linked if for_horizontal is None else linked + for_horizontal[:, :, None, None])
         residual = self.residual(F.dropout(here, self.dropout, self.training))
         return self.gate(above, for_vertical), residual if self.first else across + residual
 
