@@ -230,20 +230,10 @@ def _halves(n: int, seed: int) -> torch.Tensor:
 
 def test_an_encoder_inverts_the_generator_it_learnt_with(tmp_path: Path) -> None:
     """E has never been told z: that E(G(z)) follows z it has from the game alone."""
-    toy = ImageDataset("halves", {"train": Batch(_halves(2000, 0)), "test": Batch(_halves(200, 1))})
-    recipe = BiGANRecipe(fit=Fit(max_steps=1, lr=6e-3))
-    torch.manual_seed(2)
-    model = BiGAN((1, 8, 8), latents=2, width=16, norm="none", hidden=64)
-    config = Fit(max_steps=600, lr=6e-3, clip=0.0, warmup_steps=0, ema=0.98)
-    fit(model, toy.stream(32), tmp_path, config, parts=recipe.parts(model))
-    load_weights(model, tmp_path)
-    model.eval()
-    z = model.noise(500, 1)
-    found = model.encode(model.decode(z))
-    agreement = torch.corrcoef(torch.stack([z.flatten(), found.flatten()]))[0, 1]
-    assert float(agreement) > 0.5
-    x = toy.splits["test"].x
-    mean = toy.splits["train"].x.float().mean(0) / 255
+    model = _trained_on_halves(tmp_path, 600)
+    assert _latent_correlation(model) > 0.5
+    x, seen = _halves(200, 1), _halves(2000, 0)
+    mean = seen.float().mean(0) / 255
     error = (model.reconstruct(x) - x / 255).abs().mean()
     assert float(error) < 0.9 * float((mean - x / 255).abs().mean())
 
@@ -266,6 +256,61 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert int(whole["model.updates"]) == 10
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def _trained_on_halves(out: Path, steps: int, **options: float) -> BiGAN:
+    toy = ImageDataset("halves", {"train": Batch(_halves(2000, 0))})
+    torch.manual_seed(2)
+    model = BiGAN((1, 8, 8), latents=2, width=16, norm="none", hidden=64, **options)
+    config = Fit(max_steps=steps, lr=6e-3, clip=0.0, warmup_steps=0, ema=0.98)
+    fit(model, toy.stream(32), out, config, parts=model.parts(lr=6e-3))
+    load_weights(model, out)
+    return model.eval()
+
+
+def _latent_correlation(model: BiGAN) -> float:
+    z = model.noise(500, 1)
+    return float(torch.corrcoef(torch.stack([z.flatten(), model.encode(model.decode(z)).flatten()]))[0, 1])
+
+
+def test_cycles_are_added_to_the_loss_of_generator_and_encoder_alone() -> None:
+    weights = {"latent_weight": 2.0, "pixel_weight": 3.0}
+    model = BiGAN((1, 8, 8), **SMALL, **weights).double().eval()  # type: ignore[arg-type]
+    x = model.inside(_images(5))
+    z = model.noise(5, 4)
+    model.noise = lambda n: z  # type: ignore[assignment, method-assign]
+    found = model.losses(Batch(model.outside(x)), "generator")
+    torch.testing.assert_close(found["latent"], 2 * (model.encoder(model.generator(z)) - z).square().mean())
+    torch.testing.assert_close(found["pixel"], 3 * (model.generator(model.encoder(x)) - x).abs().mean())
+    for cycle in ("latent", "pixel"):
+        for network in (model.generator, model.encoder):
+            grads = torch.autograd.grad(found[cycle], list(network.parameters()), retain_graph=True)
+            assert max(float(grad.abs().max()) for grad in grads) > 0
+        unused = torch.autograd.grad(
+            found[cycle], list(model.discriminator.parameters()), retain_graph=True, allow_unused=True
+        )
+        assert all(grad is None for grad in unused)
+    assert not {"latent", "pixel"} & set(model.losses(Batch(model.outside(x)), "critic"))
+    model.latent_weight = model.pixel_weight = 0.0
+    plain = model.losses(Batch(model.outside(x)), "generator")
+    assert set(plain) == {"loss"}
+    torch.testing.assert_close(found["loss"], plain["loss"] + found["latent"] + found["pixel"])
+    with pytest.raises(ValueError, match=r"latent_weight and pixel_weight must be 0 or more, got -1 and 0"):
+        BiGAN((1, 8, 8), **SMALL, latent_weight=-1)
+    recipe = BiGANRecipe(data="digits", width=4, latents=3, hidden=(8,), **weights)  # type: ignore[arg-type]
+    built = recipe.build(recipe.dataset())
+    assert isinstance(built, BiGAN)
+    assert (built.latent_weight, built.pixel_weight) == (2.0, 3.0)
+
+
+def test_a_latent_that_has_to_come_back_does(tmp_path: Path) -> None:
+    """In steps too few for the game to teach it."""
+    alone, told = (
+        _latent_correlation(_trained_on_halves(tmp_path / str(weight), 150, latent_weight=weight))
+        for weight in (0.0, 3.0)
+    )
+    assert alone < 0.6
+    assert told > 0.9
 
 
 def _png(path: Path) -> bool:

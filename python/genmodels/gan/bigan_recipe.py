@@ -37,6 +37,10 @@ class BiGANRecipe(GANRecipe):
     )
     hidden: tuple[int, ...] = (256,)
     """Units of the discriminator's layers after the convolutions."""
+    latent_weight: float = 0.0
+    """Weight of the squared distance of E(G(z)) from z in the loss of both; 0 is the paper's BiGAN."""
+    pixel_weight: float = 0.0
+    """Weight of the distance of G(E(x)) from x in the loss of both."""
 
     def dataset(self) -> Dataset:
         found = super().dataset()
@@ -65,6 +69,8 @@ class BiGANRecipe(GANRecipe):
             "reference": self.reference(dataset) if "virtual" in (norm, critic_norm) else None,
             "hidden": self.hidden[0],
             "dropout": self.dropout,
+            "latent_weight": self.latent_weight,
+            "pixel_weight": self.pixel_weight,
         }
 
     def networks(self, dataset: Dataset) -> dict[str, Any]:
