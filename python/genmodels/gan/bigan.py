@@ -76,14 +76,14 @@ class BiGAN(GAN):
     At the optimum the two laws of pairs are one and E is the inverse of G almost everywhere (theorem 2). The networks are
     those of :class:`DCGAN`; E is the mirror of G with a linear map to z.
 
-    ``latent_weight`` and ``pixel_weight`` add to the loss of G and E the explicit cycles of Li et al., "ALICE: towards
-    understanding adversarial learning for joint distribution matching", 2017, section 3, which bound the conditional
-    entropies that the game leaves open (its optima are many where G or E is not sure):
+    At the optimum: before, the game says little of which z made an x. Two cycles, 0 in the paper, may say it too:
 
-    - ``latent_weight`` times the mean over batch and latents of ``(E(G(z)) - z)^2``. Its gradient goes to E and, through
-      the images, to G too, which so learns to make every latent visible (to E alone it would be the joint latent
-      regressor that Donahue et al. compare with in section 4).
-    - ``pixel_weight`` times the mean over batch and pixels, in [-1, 1], of ``|G(E(x)) - x|``, to both likewise.
+    - ``latent_weight`` times the mean over batch and latents of ``(E(G(z)) - z)^2``, for E alone: the joint latent
+      regressor that the paper compares with (section 4.1), here beside the game. With a gradient to G as well, G learns
+      images that show their z before it learns images that look like the data.
+    - ``pixel_weight`` times the mean over batch and pixels, in [-1, 1], of ``|G(E(x)) - x|``, for G and E: the explicit
+      cycle of Li et al., "ALICE: towards understanding adversarial learning for joint distribution matching", 2017,
+      section 3.
 
     A penalty is on the gradient of the score by x and z together, since a pair is what the critic is a function of (as
     the penalties of Gulrajani et al. 2017, equation 3, and Mescheder et al. 2018, section 4.1, are by the critic's whole
@@ -180,7 +180,7 @@ class BiGAN(GAN):
         """How far latents and images, weighted, come back from the other side; nothing of a cycle without weight."""
         losses = {}
         if self.latent_weight:
-            losses["latent"] = self.latent_weight * F.mse_loss(wide(self.encoder(fake)), z)
+            losses["latent"] = self.latent_weight * F.mse_loss(wide(self.encoder(fake.detach())), z)
         if self.pixel_weight:
             losses["pixel"] = self.pixel_weight * F.l1_loss(wide(self.generator(code)), real)
         return losses

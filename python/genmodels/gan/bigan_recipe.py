@@ -38,9 +38,9 @@ class BiGANRecipe(GANRecipe):
     hidden: tuple[int, ...] = (256,)
     """Units of the discriminator's layers after the convolutions."""
     latent_weight: float = 0.0
-    """Weight of the squared distance of E(G(z)) from z in the loss of both; 0 is the paper's BiGAN."""
+    """Weight of the squared distance of E(G(z)) from z in the loss of the encoder; 0 is the paper's BiGAN."""
     pixel_weight: float = 0.0
-    """Weight of the distance of G(E(x)) from x in the loss of both."""
+    """Weight of the distance of G(E(x)) from x in the loss of generator and encoder."""
 
     def dataset(self) -> Dataset:
         found = super().dataset()
