@@ -288,6 +288,15 @@ def test_cycles_are_added_to_the_loss_and_teach_whom_they_should() -> None:
             wanted = list(network.parameters())
             grads = torch.autograd.grad(found[cycle], wanted, retain_graph=True, allow_unused=True)
             assert any(grad is not None and grad.abs().max() > 0 for grad in grads) == (name in learners), (cycle, name)
+    for share in (0.25, 1.0):
+        model.latent_share = share
+        shared = model.losses(Batch(model.outside(x)), "generator")["latent"]
+        torch.testing.assert_close(shared, found["latent"])
+        weights_of = [list(network.parameters()) for network in (model.encoder, model.generator)]
+        cycle = 2 * (model.encoder(model.generator(z)) - z).square().mean()
+        for parameters, part in zip(weights_of, (1.0, share), strict=True):
+            got, whole = (torch.autograd.grad(loss, parameters, retain_graph=True) for loss in (shared, cycle))
+            torch.testing.assert_close(got, tuple(part * grad for grad in whole))
     assert not {"latent", "pixel"} & set(model.losses(Batch(model.outside(x)), "critic"))
     model.latent_weight = model.pixel_weight = 0.0
     plain = model.losses(Batch(model.outside(x)), "generator")
@@ -295,10 +304,12 @@ def test_cycles_are_added_to_the_loss_and_teach_whom_they_should() -> None:
     torch.testing.assert_close(found["loss"], plain["loss"] + found["latent"] + found["pixel"])
     with pytest.raises(ValueError, match=r"latent_weight and pixel_weight must be 0 or more, got -1 and 0"):
         BiGAN((1, 8, 8), **SMALL, latent_weight=-1)
-    recipe = BiGANRecipe(data="digits", width=4, latents=3, hidden=(8,), **weights)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"latent_share must be in \[0, 1\], got 2"):
+        BiGAN((1, 8, 8), **SMALL, latent_share=2)
+    recipe = BiGANRecipe(data="digits", width=4, latents=3, hidden=(8,), latent_share=0.5, **weights)  # type: ignore[arg-type]
     built = recipe.build(recipe.dataset())
     assert isinstance(built, BiGAN)
-    assert (built.latent_weight, built.pixel_weight) == (2.0, 3.0)
+    assert (built.latent_weight, built.latent_share, built.pixel_weight) == (2.0, 0.5, 3.0)
 
 
 def test_a_latent_that_has_to_come_back_does(tmp_path: Path) -> None:

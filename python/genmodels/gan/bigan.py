@@ -78,12 +78,13 @@ class BiGAN(GAN):
 
     At the optimum: before, the game says little of which z made an x. Two cycles, 0 in the paper, may say it too:
 
-    - ``latent_weight`` times the mean over batch and latents of ``(E(G(z)) - z)^2``, for E alone: the joint latent
-      regressor that the paper compares with (section 4.1), here beside the game. With a gradient to G as well, G learns
-      images that show their z before it learns images that look like the data.
-    - ``pixel_weight`` times the mean over batch and pixels, in [-1, 1], of ``|G(E(x)) - x|``, for G and E: the explicit
-      cycle of Li et al., "ALICE: towards understanding adversarial learning for joint distribution matching", 2017,
-      section 3.
+    - ``latent_weight`` times the mean over batch and latents of ``(E(G(z)) - z)^2``, whose gradient goes to E and, times
+      ``latent_share``, to G. With a share of 0 this is the joint latent regressor that the paper compares with (section
+      4.1), here beside the game, with 1 an explicit cycle of Li et al., "ALICE: towards understanding adversarial
+      learning for joint distribution matching", 2017, section 3: G learns to show z in its images, and as the share
+      grows it does so before they look like the data.
+    - ``pixel_weight`` times the mean over batch and pixels, in [-1, 1], of ``|G(E(x)) - x|``, for G and E: the other
+      cycle of Li et al.
 
     A penalty is on the gradient of the score by x and z together, since a pair is what the critic is a function of (as
     the penalties of Gulrajani et al. 2017, equation 3, and Mescheder et al. 2018, section 4.1, are by the critic's whole
@@ -102,10 +103,12 @@ class BiGAN(GAN):
         reference: images, in [-1, 1], by which virtual batch norm in encoder and discriminator normalises; that of the
             generator is noise.
         latent_weight, pixel_weight: of the cycles from latents and from images; 0 is the BiGAN of the paper.
+        latent_share: in [0, 1], of the gradient of the first that goes on to G.
         options: see :class:`GAN`.
 
     Raises:
-        ValueError: sizes that do not fit the networks, a negative weight of a cycle, or virtual batch norm without a reference.
+        ValueError: sizes that do not fit the networks, a negative weight of a cycle, a share outside [0, 1], or virtual
+            batch norm without a reference.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class BiGAN(GAN):
         minibatch: int = 0,
         reference: Tensor | None = None,
         latent_weight: float = 0.0,
+        latent_share: float = 0.0,
         pixel_weight: float = 0.0,
         **options: Any,
     ) -> None:
@@ -130,6 +134,8 @@ class BiGAN(GAN):
             raise ValueError(
                 f"BiGAN: latent_weight and pixel_weight must be 0 or more, got {latent_weight} and {pixel_weight}"
             )
+        if not 0 <= latent_share <= 1:
+            raise ValueError(f"BiGAN: latent_share must be in [0, 1], got {latent_share}")
 
         generator: nn.Module = ConvGenerator(shape, latents, width, norm)
         if norm == "virtual":
@@ -138,7 +144,7 @@ class BiGAN(GAN):
         seen = referring(trunk, reference) if critic_norm == "virtual" else trunk
         discriminator = PairDiscriminator(shape, seen, features, latents, hidden, dropout, minibatch)
         super().__init__(shape, latents=latents, generator=generator, discriminator=discriminator, **options)
-        self.latent_weight, self.pixel_weight = latent_weight, pixel_weight
+        self.latent_weight, self.latent_share, self.pixel_weight = latent_weight, latent_share, pixel_weight
         eyes, features = conv_trunk(shape, width, norm)
         encoder = nn.Sequential(eyes, nn.Linear(features, latents))
         self.encoder = referring(encoder, reference) if norm == "virtual" else encoder
@@ -180,7 +186,8 @@ class BiGAN(GAN):
         """How far latents and images, weighted, come back from the other side; nothing of a cycle without weight."""
         losses = {}
         if self.latent_weight:
-            losses["latent"] = self.latent_weight * F.mse_loss(wide(self.encoder(fake.detach())), z)
+            seen = fake.detach().lerp(fake, self.latent_share)  # the same images, a share of the gradient
+            losses["latent"] = self.latent_weight * F.mse_loss(wide(self.encoder(seen)), z)
         if self.pixel_weight:
             losses["pixel"] = self.pixel_weight * F.l1_loss(wide(self.generator(code)), real)
         return losses

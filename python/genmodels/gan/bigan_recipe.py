@@ -39,6 +39,8 @@ class BiGANRecipe(GANRecipe):
     """Units of the discriminator's layers after the convolutions."""
     latent_weight: float = 0.0
     """Weight of the squared distance of E(G(z)) from z in the loss of the encoder; 0 is the paper's BiGAN."""
+    latent_share: float = 0.0
+    """How much of that, from 0 to 1, the generator minimises too."""
     pixel_weight: float = 0.0
     """Weight of the distance of G(E(x)) from x in the loss of generator and encoder."""
 
@@ -70,6 +72,7 @@ class BiGANRecipe(GANRecipe):
             "hidden": self.hidden[0],
             "dropout": self.dropout,
             "latent_weight": self.latent_weight,
+            "latent_share": self.latent_share,
             "pixel_weight": self.pixel_weight,
         }
 
