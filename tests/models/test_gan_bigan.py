@@ -230,20 +230,10 @@ def _halves(n: int, seed: int) -> torch.Tensor:
 
 def test_an_encoder_inverts_the_generator_it_learnt_with(tmp_path: Path) -> None:
     """E has never been told z: that E(G(z)) follows z it has from the game alone."""
-    toy = ImageDataset("halves", {"train": Batch(_halves(2000, 0)), "test": Batch(_halves(200, 1))})
-    recipe = BiGANRecipe(fit=Fit(max_steps=1, lr=6e-3))
-    torch.manual_seed(2)
-    model = BiGAN((1, 8, 8), latents=2, width=16, norm="none", hidden=64)
-    config = Fit(max_steps=600, lr=6e-3, clip=0.0, warmup_steps=0, ema=0.98)
-    fit(model, toy.stream(32), tmp_path, config, parts=recipe.parts(model))
-    load_weights(model, tmp_path)
-    model.eval()
-    z = model.noise(500, 1)
-    found = model.encode(model.decode(z))
-    agreement = torch.corrcoef(torch.stack([z.flatten(), found.flatten()]))[0, 1]
-    assert float(agreement) > 0.5
-    x = toy.splits["test"].x
-    mean = toy.splits["train"].x.float().mean(0) / 255
+    model = _trained_on_halves(tmp_path, 600)
+    assert _latent_correlation(model) > 0.5
+    x, seen = _halves(200, 1), _halves(2000, 0)
+    mean = seen.float().mean(0) / 255
     error = (model.reconstruct(x) - x / 255).abs().mean()
     assert float(error) < 0.9 * float((mean - x / 255).abs().mean())
 
@@ -266,6 +256,70 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert int(whole["model.updates"]) == 10
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def _trained_on_halves(out: Path, steps: int, **options: float) -> BiGAN:
+    toy = ImageDataset("halves", {"train": Batch(_halves(2000, 0))})
+    torch.manual_seed(2)
+    model = BiGAN((1, 8, 8), latents=2, width=16, norm="none", hidden=64, **options)
+    config = Fit(max_steps=steps, lr=6e-3, clip=0.0, warmup_steps=0, ema=0.98)
+    fit(model, toy.stream(32), out, config, parts=model.parts(lr=6e-3))
+    load_weights(model, out)
+    return model.eval()
+
+
+def _latent_correlation(model: BiGAN) -> float:
+    z = model.noise(500, 1)
+    return float(torch.corrcoef(torch.stack([z.flatten(), model.encode(model.decode(z)).flatten()]))[0, 1])
+
+
+def test_cycles_are_added_to_the_loss_and_teach_whom_they_should() -> None:
+    weights = {"latent_weight": 2.0, "pixel_weight": 3.0}
+    model = BiGAN((1, 8, 8), **SMALL, **weights).double().eval()  # type: ignore[arg-type]
+    x = model.inside(_images(5))
+    z = model.noise(5, 4)
+    model.noise = lambda n: z  # type: ignore[assignment, method-assign]
+    found = model.losses(Batch(model.outside(x)), "generator")
+    torch.testing.assert_close(found["latent"], 2 * (model.encoder(model.generator(z)) - z).square().mean())
+    torch.testing.assert_close(found["pixel"], 3 * (model.generator(model.encoder(x)) - x).abs().mean())
+    networks = {"generator": model.generator, "encoder": model.encoder, "critic": model.discriminator}
+    for cycle, learners in (("latent", {"encoder"}), ("pixel", {"generator", "encoder"})):
+        for name, network in networks.items():
+            wanted = list(network.parameters())
+            grads = torch.autograd.grad(found[cycle], wanted, retain_graph=True, allow_unused=True)
+            assert any(grad is not None and grad.abs().max() > 0 for grad in grads) == (name in learners), (cycle, name)
+    for share in (0.25, 1.0):
+        model.latent_share = share
+        shared = model.losses(Batch(model.outside(x)), "generator")["latent"]
+        torch.testing.assert_close(shared, found["latent"])
+        weights_of = [list(network.parameters()) for network in (model.encoder, model.generator)]
+        cycle = 2 * (model.encoder(model.generator(z)) - z).square().mean()
+        for parameters, part in zip(weights_of, (1.0, share), strict=True):
+            got, whole = (torch.autograd.grad(loss, parameters, retain_graph=True) for loss in (shared, cycle))
+            torch.testing.assert_close(got, tuple(part * grad for grad in whole))
+    assert not {"latent", "pixel"} & set(model.losses(Batch(model.outside(x)), "critic"))
+    model.latent_weight = model.pixel_weight = 0.0
+    plain = model.losses(Batch(model.outside(x)), "generator")
+    assert set(plain) == {"loss"}
+    torch.testing.assert_close(found["loss"], plain["loss"] + found["latent"] + found["pixel"])
+    with pytest.raises(ValueError, match=r"latent_weight and pixel_weight must be 0 or more, got -1 and 0"):
+        BiGAN((1, 8, 8), **SMALL, latent_weight=-1)
+    with pytest.raises(ValueError, match=r"latent_share must be in \[0, 1\], got 2"):
+        BiGAN((1, 8, 8), **SMALL, latent_share=2)
+    recipe = BiGANRecipe(data="digits", width=4, latents=3, hidden=(8,), latent_share=0.5, **weights)  # type: ignore[arg-type]
+    built = recipe.build(recipe.dataset())
+    assert isinstance(built, BiGAN)
+    assert (built.latent_weight, built.latent_share, built.pixel_weight) == (2.0, 0.5, 3.0)
+
+
+def test_a_latent_that_has_to_come_back_does(tmp_path: Path) -> None:
+    """In steps too few for the game to teach it."""
+    alone, told = (
+        _latent_correlation(_trained_on_halves(tmp_path / str(weight), 200, latent_weight=weight))
+        for weight in (0.0, 3.0)
+    )
+    assert alone < 0.6
+    assert told > 0.8
 
 
 def _png(path: Path) -> bool:

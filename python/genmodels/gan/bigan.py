@@ -76,6 +76,16 @@ class BiGAN(GAN):
     At the optimum the two laws of pairs are one and E is the inverse of G almost everywhere (theorem 2). The networks are
     those of :class:`DCGAN`; E is the mirror of G with a linear map to z.
 
+    At the optimum: before, the game says little of which z made an x. Two cycles, 0 in the paper, may say it too:
+
+    - ``latent_weight`` times the mean over batch and latents of ``(E(G(z)) - z)^2``, whose gradient goes to E and, times
+      ``latent_share``, to G. With a share of 0 this is the joint latent regressor that the paper compares with (section
+      4.1), here beside the game, with 1 an explicit cycle of Li et al., "ALICE: towards understanding adversarial
+      learning for joint distribution matching", 2017, section 3: G learns to show z in its images, and as the share
+      grows it does so before they look like the data.
+    - ``pixel_weight`` times the mean over batch and pixels, in [-1, 1], of ``|G(E(x)) - x|``, for G and E: the other
+      cycle of Li et al.
+
     A penalty is on the gradient of the score by x and z together, since a pair is what the critic is a function of (as
     the penalties of Gulrajani et al. 2017, equation 3, and Mescheder et al. 2018, section 4.1, are by the critic's whole
     input): ``gradient`` on the straight lines from (G(z), z) to (x, E(x)), one epsilon for both halves, ``r1`` at (x,
@@ -92,10 +102,13 @@ class BiGAN(GAN):
         minibatch: closeness features of the discriminator's features of pairs (Salimans et al. 2016, section 3.2).
         reference: images, in [-1, 1], by which virtual batch norm in encoder and discriminator normalises; that of the
             generator is noise.
+        latent_weight, pixel_weight: of the cycles from latents and from images; 0 is the BiGAN of the paper.
+        latent_share: in [0, 1], of the gradient of the first that goes on to G.
         options: see :class:`GAN`.
 
     Raises:
-        ValueError: sizes that do not fit the networks, or virtual batch norm without a reference.
+        ValueError: sizes that do not fit the networks, a negative weight of a cycle, a share outside [0, 1], or virtual
+            batch norm without a reference.
     """
 
     def __init__(
@@ -110,10 +123,19 @@ class BiGAN(GAN):
         dropout: float = 0.0,
         minibatch: int = 0,
         reference: Tensor | None = None,
+        latent_weight: float = 0.0,
+        latent_share: float = 0.0,
+        pixel_weight: float = 0.0,
         **options: Any,
     ) -> None:
         shape = tuple(shape)
         positive(latents=latents, width=width, hidden=hidden)
+        if not min(latent_weight, pixel_weight) >= 0:
+            raise ValueError(
+                f"BiGAN: latent_weight and pixel_weight must be 0 or more, got {latent_weight} and {pixel_weight}"
+            )
+        if not 0 <= latent_share <= 1:
+            raise ValueError(f"BiGAN: latent_share must be in [0, 1], got {latent_share}")
 
         generator: nn.Module = ConvGenerator(shape, latents, width, norm)
         if norm == "virtual":
@@ -122,6 +144,7 @@ class BiGAN(GAN):
         seen = referring(trunk, reference) if critic_norm == "virtual" else trunk
         discriminator = PairDiscriminator(shape, seen, features, latents, hidden, dropout, minibatch)
         super().__init__(shape, latents=latents, generator=generator, discriminator=discriminator, **options)
+        self.latent_weight, self.latent_share, self.pixel_weight = latent_weight, latent_share, pixel_weight
         eyes, features = conv_trunk(shape, width, norm)
         encoder = nn.Sequential(eyes, nn.Linear(features, latents))
         self.encoder = referring(encoder, reference) if norm == "virtual" else encoder
@@ -144,15 +167,30 @@ class BiGAN(GAN):
 
     def generator_losses(self, x: Tensor) -> dict[str, Tensor]:
         real, z = self.inside(x), self.noise(len(x))
-        pairs = (real, self.encoder(real)), (self.generator(z), z)
+        code, fake = self.encoder(real), self.generator(z)
+        cycles = self.cycles(real, code, fake, z)
+        return cycles | {"loss": sum(cycles.values(), self.confuse((real, code), (fake, z)))}
+
+    def confuse(self, found: tuple[Tensor, Tensor], made: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of G and E by what the discriminator sees in pairs (x, E(x)) and (G(z), z)."""
         if self.techniques.feature_matching:
-            features = [self.discriminator.features(*pair) for pair in pairs]  # type: ignore[operator]
+            features = [self.discriminator.features(*pair) for pair in (found, made)]  # type: ignore[operator]
             # E is learnt too, and its images are the real ones.
-            return {"loss": gmk.feature_matching_loss(*features, detach_real=False)}
-        found, made = (wide(self.discriminator(*pair)) for pair in pairs)
+            return gmk.feature_matching_loss(*features, detach_real=False)
+        real, fake = (wide(self.discriminator(*pair)) for pair in (found, made))
         if self.saturating:
-            return {"loss": -F.softplus(-found).mean() - F.softplus(made).mean()}
-        return {"loss": F.softplus(found).mean() + F.softplus(-made).mean()}
+            return -F.softplus(-real).mean() - F.softplus(fake).mean()
+        return F.softplus(real).mean() + F.softplus(-fake).mean()
+
+    def cycles(self, real: Tensor, code: Tensor, fake: Tensor, z: Tensor) -> dict[str, Tensor]:
+        """How far latents and images, weighted, come back from the other side; nothing of a cycle without weight."""
+        losses = {}
+        if self.latent_weight:
+            seen = fake.detach().lerp(fake, self.latent_share)  # the same images, a share of the gradient
+            losses["latent"] = self.latent_weight * F.mse_loss(wide(self.encoder(seen)), z)
+        if self.pixel_weight:
+            losses["pixel"] = self.pixel_weight * F.l1_loss(wide(self.generator(code)), real)
+        return losses
 
     def players(self) -> dict[str, nn.Module]:
         """G and E are one part."""

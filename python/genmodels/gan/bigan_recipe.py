@@ -25,7 +25,9 @@ from .recipe import GANRecipe
 class BiGANRecipe(GANRecipe):
     """BiGAN (Donahue et al. 2017): a generator and the encoder that inverts it, judged as pairs. Of images.
 
-    The networks are convolutional.
+    The networks are convolutional. That latents and images come back from the other side is asked for beside the game
+    (Li et al. 2017): they then do, and samples are better, but neighbours in E(x) are of one class less often (on
+    Fashion-MNIST 74.5 % instead of 80.6 %). --latent-weight 0 --pixel-weight 0 leaves the game alone.
     """
 
     summary: ClassVar[str] = "GAN with an encoder that inverts the generator (Donahue et al. 2017), images"
@@ -37,6 +39,12 @@ class BiGANRecipe(GANRecipe):
     )
     hidden: tuple[int, ...] = (256,)
     """Units of the discriminator's layers after the convolutions."""
+    latent_weight: float = 1.0
+    """Weight of the squared distance of E(G(z)) from z in the loss of the encoder (in the paper 0)."""
+    latent_share: float = 0.2
+    """How much of that, from 0 to 1, the generator minimises too."""
+    pixel_weight: float = 1.0
+    """Weight of the distance of G(E(x)) from x in the loss of generator and encoder (in the paper 0)."""
 
     def dataset(self) -> Dataset:
         found = super().dataset()
@@ -65,6 +73,9 @@ class BiGANRecipe(GANRecipe):
             "reference": self.reference(dataset) if "virtual" in (norm, critic_norm) else None,
             "hidden": self.hidden[0],
             "dropout": self.dropout,
+            "latent_weight": self.latent_weight,
+            "latent_share": self.latent_share,
+            "pixel_weight": self.pixel_weight,
         }
 
     def networks(self, dataset: Dataset) -> dict[str, Any]:

@@ -241,7 +241,8 @@ def _box(x: Tensor) -> list[tuple[float, float]]:
 class OriginalRecipe(GANRecipe):
     """Generative adversarial network (Goodfellow et al. 2014), of perceptrons; images, tables and 2-D densities.
 
-    Options left at None depend on the model and the data.
+    Options left at None depend on the model and the data. Perceptrons learn images from many cheap steps and a critic
+    held smooth: --hidden 512 512 --norm batch --critic-norm none --penalty r1 --lr 1.5e-3 --schedule cosine.
     """
 
     network: Literal["mlp", "conv"] | None = "mlp"
