@@ -225,28 +225,28 @@ gmk_image image(py::handle operand) {
 }
 
 // (batch, channels, outputs, height, width), (kernel_height, kernel_width, dilation, groups, rule)
+using Five = std::array<int64_t, 5>;
+gmk_conv_args conv_args(const Five& size, const Five& kernel, int dtype, py::handle x, py::handle grad, py::handle out,
+                        Address weight, Address bias, Address out_weight, Address out_bias) {
+  return {size[0],     size[1],    size[2],    size[3],  size[4],        kernel[0],
+          kernel[1],   kernel[2],  kernel[3],  dtype,    int(kernel[4]), image(x),
+          image(grad), image(out), at(weight), at(bias), at(out_weight), at(out_bias)};
+}
+int64_t work_of(const Five& size) { return size[0] * size[1] * size[2] * size[3] * size[4]; }
+
 template <int (*Entry)(const gmk_conv_args*)>
-void conv(const std::array<int64_t, 5>& size, const std::array<int64_t, 5>& kernel, int dtype, py::handle x,
-          py::handle grad, py::handle out, Address weight, Address bias, Address out_weight, Address out_bias) {
-  const gmk_conv_args args{size[0],     size[1],    size[2],    size[3],  size[4],        kernel[0],
-                           kernel[1],   kernel[2],  kernel[3],  dtype,    int(kernel[4]), image(x),
-                           image(grad), image(out), at(weight), at(bias), at(out_weight), at(out_bias)};
-  run(Entry, args, size[0] * size[1] * size[2] * size[3] * size[4]);
+void conv(const Five& size, const Five& kernel, int dtype, py::handle x, py::handle grad, py::handle out,
+          Address weight, Address bias, Address out_weight, Address out_bias) {
+  run(Entry, conv_args(size, kernel, dtype, x, grad, out, weight, bias, out_weight, out_bias), work_of(size));
 }
 
 // As conv(), with the images of the condition and of the gradient by it.
 template <int (*Entry)(const gmk_gated_conv_args*)>
-void gated_conv(const std::array<int64_t, 5>& size, const std::array<int64_t, 5>& kernel, int dtype, py::handle x,
-                py::handle grad, py::handle out, Address weight, Address bias, Address out_weight, Address out_bias,
-                py::handle cond, py::handle out_cond, Address out_label, Address kept) {
-  const gmk_gated_conv_args args{
-      {size[0], size[1], size[2], size[3], size[4], kernel[0], kernel[1], kernel[2], kernel[3], dtype, int(kernel[4]),
-       image(x), image(grad), image(out), at(weight), at(bias), at(out_weight), at(out_bias)},
-      image(cond),
-      image(out_cond),
-      at(out_label),
-      at(kept)};
-  run(Entry, args, size[0] * size[1] * size[2] * size[3] * size[4]);
+void gated_conv(const Five& size, const Five& kernel, int dtype, py::handle x, py::handle grad, py::handle out,
+                Address weight, Address bias, Address out_weight, Address out_bias, py::handle cond,
+                py::handle out_cond, Address out_label, Address kept) {
+  const auto args = conv_args(size, kernel, dtype, x, grad, out, weight, bias, out_weight, out_bias);
+  run(Entry, gmk_gated_conv_args{args, image(cond), image(out_cond), at(out_label), at(kept)}, work_of(size));
 }
 
 template <int (*Entry)(const gmk_gate_args*)>

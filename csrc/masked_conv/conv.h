@@ -25,10 +25,10 @@ template <class T> struct Conv {
   using Chunk = typename Weights<T>::Chunk;
   static constexpr int kRow = Shape<T>::vectors * kLanes;  // pixels of a tile
   static constexpr int64_t kColumns = 32;                  // columns of the weights that a task correlates
-  static constexpr int64_t kParts = 16, kPartials = int64_t(1)
-                                                    << 22;  // of the gradient by the weights, and all their sums
-  static constexpr int64_t kFew = 4;                        // strips or parts: some processors have none
-  static constexpr double kSmall = 1e6;                     // multiplications that are not worth sharing out
+  static constexpr int64_t kParts = 16;                    // of the gradient by the weights, at most,
+  static constexpr int64_t kPartials = int64_t(1) << 22;   // and the sums of all of them
+  static constexpr int64_t kFew = 4;                       // strips or parts that leave processors without one
+  static constexpr double kSmall = 1e6;                    // multiplications that are not worth sharing out
 
   const gmk_conv_args& a;
   const Geometry g;
