@@ -158,7 +158,8 @@ def gated_masked_conv2d(
     With one group of channels this is ``gated_activation(masked_conv2d(x, weight, bias), cond)``, the layer of a Gated
     PixelCNN (van den Oord et al., "Conditional image generation with PixelCNN decoders", 2016, equations 2 and 3). With
     several, ``a`` and ``b`` are the two halves of each group, so that the outputs keep the order of the groups. The sums go
-    through the gate, and gradients come through it, while they are in the cache; 2C channels are never written.
+    through the gate, and gradients come through it, while they are in the cache; where no gradient is wanted, the C++ core
+    never writes 2C channels.
 
     Args:
         x: floating tensor (N, C', H, W), any strides.
