@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 import gmkernels as gmk
 
 from .critics import critic_of_images, fill, gradients, pair
+from .two_processes import assert_equal_in_two
 
 ROUTES = pytest.mark.parametrize("route", ["first-order", "double-backward"])
 
@@ -71,40 +71,28 @@ def test_scaled_and_accumulated() -> None:
         torch.testing.assert_close(found, g, rtol=1e-4, atol=1e-6)
 
 
-DISTRIBUTED = """
-import sys, torch, torch.distributed as dist, gmkernels as gmk
-from torch import nn
-torch.set_num_threads(1)
-rank, file = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-torch.manual_seed(0)
-critic = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(64, 1)).double()
-real, fake, eps = torch.randn(4, 1, 8, 8).double(), torch.randn(4, 1, 8, 8).double(), torch.rand(4).double()
-loss = lambda c, s: c(fake[s]).mean() - c(real[s]).mean() + gmk.gradient_penalty(c, real[s], fake[s], eps=eps[s])
-expected = torch.autograd.grad(loss(critic, slice(0, 4)), list(critic.parameters()))
-wrapped = nn.parallel.DistributedDataParallel(critic)
-assert gmk.penalty_route(wrapped).name == "first-order"
-for _ in range(2):
-    critic.zero_grad()
-    loss(wrapped, slice(2 * rank, 2 * rank + 2)).backward()
-    for p, g in zip(critic.parameters(), expected):
-        torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-12)
-# Nobody leaves while the other still talks to it.
-dist.barrier()
-dist.destroy_process_group()
-print("equal", flush=True)
+TWO_PROCESSES = """
+import gmkernels as gmk
+def check(rank):
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(1, 4, 3, 2, 1), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(64, 1)
+    critic = torch.nn.Sequential(*layers).double()
+    real, fake, eps = torch.randn(4, 1, 8, 8).double(), torch.randn(4, 1, 8, 8).double(), torch.rand(4).double()
+    def loss(c, s):
+        return c(fake[s]).mean() - c(real[s]).mean() + gmk.gradient_penalty(c, real[s], fake[s], eps=eps[s])
+    expected = torch.autograd.grad(loss(critic, slice(0, 4)), list(critic.parameters()))
+    wrapped = DistributedDataParallel(critic)
+    assert gmk.penalty_route(wrapped).name == "first-order"
+    for _ in range(2):
+        critic.zero_grad()
+        loss(wrapped, slice(2 * rank, 2 * rank + 2)).backward()
+        for p, g in zip(critic.parameters(), expected):
+            torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-12)
 """
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    command = [sys.executable, "-c", DISTRIBUTED]
-    runs = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    for run in runs:
-        out, error = run.communicate(timeout=120)
-        assert run.returncode == 0 and out.strip() == b"equal", error.decode()
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    assert_equal_in_two(TWO_PROCESSES, tmp_path)
 
 
 def test_a_third_derivative_raises() -> None:

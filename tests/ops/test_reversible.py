@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,8 @@ from torch import Tensor, nn
 
 import gmkernels as gmk
 from gmkernels.nn import AffineCoupling, Reversible
+
+from .two_processes import assert_equal_in_two
 
 D = 6
 
@@ -271,35 +271,26 @@ def test_under_compile_it_is_a_graph_break_with_the_same_gradients() -> None:
 
 
 TWO_PROCESSES = """
-import sys, torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from gmkernels.nn import AffineCoupling, Reversible
-dist.init_process_group("gloo")
-torch.manual_seed(0)
-net = lambda: torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
-chain = Reversible([AffineCoupling(net(), split=(-1) ** i * 2) for i in range(4)]).double()
-x = torch.randn(6, 4, dtype=torch.float64)
-both = DistributedDataParallel(chain)
-y, logdet = both(x[dist.get_rank() :: 2])
-(y.square().sum() - logdet.sum()).backward()
-got = [p.grad.clone() for p in chain.parameters()]
-chain.zero_grad()
-y, logdet = chain(x)
-(0.5 * (y.square().sum() - logdet.sum())).backward()
-for g, p in zip(got, chain.parameters()):
-    torch.testing.assert_close(g, p.grad, rtol=1e-12, atol=1e-12)
-print("equal", flush=True)
-dist.destroy_process_group()
+def check(rank):
+    torch.manual_seed(0)
+    net = lambda: torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+    chain = Reversible([AffineCoupling(net(), split=(-1) ** i * 2) for i in range(4)]).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    both = DistributedDataParallel(chain)
+    y, logdet = both(x[rank::2])
+    (y.square().sum() - logdet.sum()).backward()
+    got = [p.grad.clone() for p in chain.parameters()]
+    chain.zero_grad()
+    y, logdet = chain(x)
+    (0.5 * (y.square().sum() - logdet.sum())).backward()
+    for g, p in zip(got, chain.parameters()):
+        torch.testing.assert_close(g, p.grad, rtol=1e-12, atol=1e-12)
 """
 
 
 def test_two_processes_get_the_gradient_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("equal") == 2
+    assert_equal_in_two(TWO_PROCESSES, tmp_path)
 
 
 def test_warnings_are_those_of_drift_only() -> None:

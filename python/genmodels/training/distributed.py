@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from typing import Any
 
@@ -24,7 +25,7 @@ class Group:
         self.rank = int(os.environ.get("RANK", "0"))
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            atexit.register(dist.destroy_process_group)
+            atexit.register(_leave)
 
     def agree(self, *values: float) -> list[float]:
         """The largest of each value over all processes, so that all stop at the same step."""
@@ -49,6 +50,14 @@ class Group:
             return losses
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(losses, device_ids=ids, find_unused_parameters=several_parts)
+
+
+def _leave() -> None:
+    # A wrapped model holds the group, in cycles. A group that lives until the interpreter ends aborts the process when
+    # one of gloo's threads still has a tensor to release then.
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class _Losses(nn.Module):
