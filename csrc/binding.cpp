@@ -107,21 +107,24 @@ void reparameterize(const py::tuple& size, py::handle mu, py::handle logvar, py:
 
 template <int (*Entry)(const gmk_likelihood_args*)>
 void likelihood(const py::tuple& size, py::handle location, py::handle logvar, py::handle x, py::handle weight,
-                py::handle v_location, py::handle v_logvar, Address grad, Address out_location, Address out_logvar,
-                Address out, int location_dtype) {
+                int64_t x_samples, int64_t weight_samples, py::handle v_location, py::handle v_logvar, Address grad,
+                Address out_location, Address out_logvar, Address out, int location_dtype) {
   const gmk_sizes z = sizes(size);
   const gmk_likelihood_args args{
-      z,        rows(location),   rows(logvar),   rows(x), rows(weight),  rows(v_location), rows(v_logvar),
-      at(grad), at(out_location), at(out_logvar), at(out), location_dtype};
+      z,        rows(location),   rows(logvar),   rows(x), rows(weight),   rows(v_location), rows(v_logvar),
+      at(grad), at(out_location), at(out_logvar), at(out), location_dtype, x_samples,        weight_samples};
   run(Entry, args, z.batch * z.outer * z.inner);
 }
 
 using Coupling = std::tuple<int64_t, int64_t, int, bool, double, Address, Address, Address, Address, Address, Address>;
+using Each = std::tuple<int64_t, Address, Address>;
+using Judge = std::tuple<Address, int64_t, int64_t, Address, Address>;
 
 template <int (*Entry)(const gmk_mlp_args*)>
 void mlp(int64_t batch, const std::vector<int64_t>& widths, int dtype, int activation, Address x, int64_t x_step,
          Address grad, int64_t grad_step, const std::vector<Address>& parameters, Address out, Address hidden,
-         Address out_x, const std::vector<Address>& out_parameters, const std::optional<Coupling>& coupling) {
+         Address out_x, const std::vector<Address>& out_parameters, const std::optional<Coupling>& coupling,
+         const std::optional<Each>& each, const std::optional<Judge>& judge) {
   gmk_mlp_args args{};
   args.batch = batch, args.layers = int64_t(widths.size()) - 1;
   int64_t work = 0;
@@ -142,6 +145,12 @@ void mlp(int64_t batch, const std::vector<int64_t>& widths, int dtype, int activ
     args.grad_logdet = at(grad_logdet), args.out_logdet = at(out_logdet);
     args.norm_log_scale = at(log_scale), args.norm_shift = at(shift);
     args.out_norm_log_scale = at(out_log_scale), args.out_norm_shift = at(out_shift);
+  }
+  if (each) args.rows = std::get<0>(*each), args.each = at(std::get<1>(*each)), args.out_each = at(std::get<2>(*each));
+  if (judge) {
+    Address target, out_likelihood, grad_likelihood;
+    std::tie(target, args.target_step, args.target_samples, out_likelihood, grad_likelihood) = *judge;
+    args.target = at(target), args.out_likelihood = at(out_likelihood), args.grad_likelihood = at(grad_likelihood);
   }
   run(Entry, args, work);
 }

@@ -20,7 +20,7 @@ from .ops.gibbs import (
 from .ops.masked_conv import causal_conv1d, gated_activation, gated_masked_conv2d, masked_conv2d
 from .ops.masked_linear import masked_linear
 from .ops.minibatch import minibatch_discrimination
-from .ops.mlp import affine_coupling_mlp, mlp
+from .ops.mlp import affine_coupling_mlp, bernoulli_log_likelihood_mlp, mlp
 from .ops.penalty import (
     BatchCoupledWarning,
     dragan_penalty,
@@ -44,6 +44,7 @@ __all__ = [
     "ais_log_z",
     "backend_for",
     "bernoulli_log_likelihood",
+    "bernoulli_log_likelihood_mlp",
     "boltzmann_gibbs",
     "causal_conv1d",
     "cd_statistics",

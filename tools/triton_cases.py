@@ -130,39 +130,42 @@ def gaussian() -> Iterator[Case]:
         yield f"draw {name} backward", lambda: family.reparameterize_kl_backward(m, kl, m, m, *constants)
         yield f"draw {name} double", lambda: family.reparameterize_kl_double_backward(m, m, m, kl, m, m, *constants)
 
-    def likelihoods(name: str, x: torch.Tensor, weight: torch.Tensor | None) -> Iterator[Case]:
-        g = _empty(x.shape[0])
-        yield f"bernoulli {name} forward", lambda: family.bernoulli_log_likelihood(x, x, weight)
-        yield f"bernoulli {name} backward", lambda: family.bernoulli_log_likelihood_backward(g, x, x, weight)
-        yield f"bernoulli {name} double", lambda: family.bernoulli_log_likelihood_double_backward(x, g, x, x, weight)
-        yield f"gaussian {name} forward", lambda: family.gaussian_log_likelihood(x, x, x, weight)
-        yield f"gaussian {name} backward", lambda: family.gaussian_log_likelihood_backward(g, x, x, x, weight)
+    def likelihoods(name: str, x: torch.Tensor, weight: torch.Tensor | None, like: torch.Tensor) -> Iterator[Case]:
+        n = 1 if x is like else 2
+        g, m = _empty(*like.shape[:n]), like
+        yield f"bernoulli {name} forward", lambda: family.bernoulli_log_likelihood(m, x, weight, n)
+        yield f"bernoulli {name} backward", lambda: family.bernoulli_log_likelihood_backward(g, m, x, weight, n)
+        yield f"bernoulli {name} double", lambda: family.bernoulli_log_likelihood_double_backward(m, g, m, x, weight, n)
+        yield f"gaussian {name} forward", lambda: family.gaussian_log_likelihood(x, m, m, weight, n)
+        yield f"gaussian {name} backward", lambda: family.gaussian_log_likelihood_backward(g, x, m, m, weight, n)
         yield (
             f"gaussian {name} double",
-            lambda: family.gaussian_log_likelihood_double_backward(x, x, g, x, x, x, weight),
+            lambda: family.gaussian_log_likelihood_double_backward(m, m, g, x, m, m, weight, n),
         )
 
     for columns in (1, 2, 4, 8, 15, 16, 20, 31, 33, 64, 257, 1024):
         yield from draws(f"4096x{columns}", _empty(4096, columns))
     for columns in (1, 2, 4, 8, 16, 32, 64, 784):
-        yield from likelihoods(f"4096x{columns}", _empty(4096, columns), None)
-    yield from likelihoods("masked", _empty(4096, 784), _empty(4096, 784))
+        yield from likelihoods(f"4096x{columns}", x := _empty(4096, columns), None, x)
+    yield from likelihoods("masked", x := _empty(4096, 784), _empty(4096, 784), x)
+    draws_of_one = _empty(512, 1, 784).expand(512, 8, 784)
+    yield from likelihoods("several draws", draws_of_one, draws_of_one, _empty(512, 8, 784))
     for dtype in (torch.float16, torch.bfloat16):
         half = _empty(4096, 256, dtype=dtype)
         yield from draws(str(dtype), half)
-        yield from likelihoods(str(dtype), half, half)
+        yield from likelihoods(str(dtype), half, half, half)
     image = _empty(256, 12, 16, 16)[:, 0::2]
     yield from draws("interleaved", image)
-    yield from likelihoods("interleaved", image, image)
+    yield from likelihoods("interleaved", image, image, image)
     huge = _empty(2, INT32_SAFE // 2 + 1, 4)[:, :, 1:3]
     yield from draws("wide", huge)
-    yield from likelihoods("wide", huge, None)
+    yield from likelihoods("wide", huge, None, huge)
     x = _empty(4096, 20)
-    yield "prior forward", lambda: family.gaussian_log_likelihood(x, None, None, None)
-    yield "prior backward", lambda: family.gaussian_log_likelihood_backward(_empty(4096), x, None, None, None)
+    yield "prior forward", lambda: family.gaussian_log_likelihood(x, None, None, None, 1)
+    yield "prior backward", lambda: family.gaussian_log_likelihood_backward(_empty(4096), x, None, None, None, 1)
     yield (
         "prior double",
-        lambda: family.gaussian_log_likelihood_double_backward(x, _empty(0), _empty(4096), x, None, None, None),
+        lambda: family.gaussian_log_likelihood_double_backward(x, _empty(0), _empty(4096), x, None, None, None, 1),
     )
 
 

@@ -2,6 +2,7 @@
 // doubles, or dual numbers over one).
 #pragma once
 
+#include "gmk/bernoulli.h"
 #include "gmk/dual.h"
 
 namespace gmk {
@@ -35,15 +36,6 @@ GMK_INLINE DrawGradient<N> reparameterize_backward(const N& g, const N& l, const
   const N live = pick(value(kl_of(mu, logvar, variance)) < free_bits, N(T(0)), l);
   return {fma(live, mu, g), half * fma(g * exp(half * logvar), eps, live * (variance - N(T(1))))};
 }
-
-// x l - log(1 + exp(l)) without cancellation: for x in [0, 1] a sum of two terms of one sign.
-template <class P> GMK_INLINE P bernoulli(const P& l, const P& x) {
-  using T = typename P::scalar;
-  const P a = abs(l);
-  return -fma(a, select<T>(l > P(T(0)), P(T(1)) - x, x), softplus(-a));
-}
-// Its derivative by l.
-template <class N> GMK_INLINE N bernoulli_slope(const N& l, const N& x) { return x - sigmoid(l); }
 
 // The log-density of N(m, exp(logvar)) at a distance r from m, with the precision exp(-logvar) given.
 template <class N> GMK_INLINE N gaussian(const N& r, const N& logvar, const N& precision) {

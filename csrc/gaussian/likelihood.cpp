@@ -9,14 +9,23 @@ namespace {
 using Args = gmk_likelihood_args;
 constexpr int64_t kTask = 16384;  // elements
 
+// An operand of which some samples in turn may have one row.
+template <class T> struct Shared {
+  Input<T> input;
+  const int64_t samples;
+
+  Shared(const gmk_rows& rows, const gmk_sizes& sizes, int64_t count) : input(rows, sizes), samples(count) {}
+  const T* block(int64_t b, int64_t i, int n) { return input.block(samples > 1 ? b / samples : b, i, n); }
+};
+
 // An operand that may be missing, and then is one number everywhere.
 template <class T> struct Optional {
-  Input<T> input;
+  Shared<T> rows;
   const pack<T> missing;
   const T* here = nullptr;
 
-  Optional(const gmk_rows& rows, const gmk_sizes& sizes, T value) : input(rows, sizes), missing(value) {}
-  void block(int64_t b, int64_t i, int n) { here = input.rows.data ? input.block(b, i, n) : nullptr; }
+  Optional(const gmk_rows& r, const gmk_sizes& sizes, T value, int64_t count) : rows(r, sizes, count), missing(value) {}
+  void block(int64_t b, int64_t i, int n) { here = rows.input.rows.data ? rows.block(b, i, n) : nullptr; }
   GMK_INLINE pack<T> get(int p, int lanes) const { return here ? GMK_ISA::get(here, p, lanes) : missing; }
 };
 
@@ -25,13 +34,15 @@ template <class T> struct Likelihood {
   using D = dual<P>;
 
   static Optional<T> operand(const Args& a, const gmk_rows& rows, T missing) {
-    return Optional<T>(rows, a.sizes, missing);
+    return Optional<T>(rows, a.sizes, missing, 1);
   }
+  static Shared<T> target(const Args& a) { return Shared<T>(a.x, a.sizes, a.x_samples); }
+  static Optional<T> factor(const Args& a) { return Optional<T>(a.weight, a.sizes, T(1), a.weight_samples); }
 
   static void bernoulli(const Args& a) {
     each_row(a.sizes, kTask, [&] {
-      return [&, logits = Input<T>(a.location, a.sizes), x = Input<T>(a.x, a.sizes),
-              weight = operand(a, a.weight, T(1))](int64_t b, int64_t features) mutable {
+      return [&, logits = Input<T>(a.location, a.sizes), x = target(a), weight = factor(a)](int64_t b,
+                                                                                            int64_t features) mutable {
         RowSum<T> sum;
         for (int64_t i = 0; i < features; i += kBlock) {
           const int n = int(std::min<int64_t>(kBlock, features - i));
@@ -48,53 +59,52 @@ template <class T> struct Likelihood {
 
   static void bernoulli_backward(const Args& a) {
     each_row(a.sizes, kTask, [&] {
-      return
-          [&, logits = Input<T>(a.location, a.sizes), x = Input<T>(a.x, a.sizes), weight = operand(a, a.weight, T(1)),
-           out = Output<T>(a.out_location, a.location_dtype)](int64_t b, int64_t features) mutable {
-            const P g(static_cast<const T*>(a.grad)[b]);
-            for (int64_t i = 0; i < features; i += kBlock) {
-              const int n = int(std::min<int64_t>(kBlock, features - i));
-              const T *pl = logits.block(b, i, n), *px = x.block(b, i, n);
-              weight.block(b, i, n);
-              T* po = out.block(b * features + i);
-              each_pack(n, [&](int p, int lanes) {
-                put(po, p, lanes, g * weight.get(p, lanes) * bernoulli_slope(get(pl, p, lanes), get(px, p, lanes)));
-              });
-              out.commit(b * features + i, n);
-            }
-          };
+      return [&, logits = Input<T>(a.location, a.sizes), x = target(a), weight = factor(a),
+              out = Output<T>(a.out_location, a.location_dtype)](int64_t b, int64_t features) mutable {
+        const P g(static_cast<const T*>(a.grad)[b]);
+        for (int64_t i = 0; i < features; i += kBlock) {
+          const int n = int(std::min<int64_t>(kBlock, features - i));
+          const T *pl = logits.block(b, i, n), *px = x.block(b, i, n);
+          weight.block(b, i, n);
+          T* po = out.block(b * features + i);
+          each_pack(n, [&](int p, int lanes) {
+            put(po, p, lanes, g * weight.get(p, lanes) * bernoulli_slope(get(pl, p, lanes), get(px, p, lanes)));
+          });
+          out.commit(b * features + i, n);
+        }
+      };
     });
   }
 
   static void bernoulli_double_backward(const Args& a) {
     each_row(a.sizes, kTask, [&] {
-      return [&, v = Input<T>(a.v_location, a.sizes), logits = Input<T>(a.location, a.sizes),
-              x = Input<T>(a.x, a.sizes), weight = operand(a, a.weight, T(1)),
-              out = Output<T>(a.out_location, a.location_dtype)](int64_t b, int64_t features) mutable {
-        const P g(static_cast<const T*>(a.grad)[b]);
-        RowSum<T> sum;
-        for (int64_t i = 0; i < features; i += kBlock) {
-          const int n = int(std::min<int64_t>(kBlock, features - i));
-          const T *pv = v.block(b, i, n), *pl = logits.block(b, i, n), *px = x.block(b, i, n);
-          weight.block(b, i, n);
-          T* po = out.block(b * features + i);
-          each_pack(n, [&](int p, int lanes) {
-            const P along = get(pv, p, lanes), w = weight.get(p, lanes);
-            const D slope = bernoulli_slope(D(get(pl, p, lanes), along), D(get(px, p, lanes)));
-            put(po, p, lanes, g * w * slope.d);
-            sum.add(p, lanes, w * along * slope.v);
-          });
-          out.commit(b * features + i, n);
-        }
-        static_cast<T*>(a.out)[b] = sum.total();
-      };
+      return
+          [&, v = Input<T>(a.v_location, a.sizes), logits = Input<T>(a.location, a.sizes), x = target(a),
+           weight = factor(a), out = Output<T>(a.out_location, a.location_dtype)](int64_t b, int64_t features) mutable {
+            const P g(static_cast<const T*>(a.grad)[b]);
+            RowSum<T> sum;
+            for (int64_t i = 0; i < features; i += kBlock) {
+              const int n = int(std::min<int64_t>(kBlock, features - i));
+              const T *pv = v.block(b, i, n), *pl = logits.block(b, i, n), *px = x.block(b, i, n);
+              weight.block(b, i, n);
+              T* po = out.block(b * features + i);
+              each_pack(n, [&](int p, int lanes) {
+                const P along = get(pv, p, lanes), w = weight.get(p, lanes);
+                const D slope = bernoulli_slope(D(get(pl, p, lanes), along), D(get(px, p, lanes)));
+                put(po, p, lanes, g * w * slope.d);
+                sum.add(p, lanes, w * along * slope.v);
+              });
+              out.commit(b * features + i, n);
+            }
+            static_cast<T*>(a.out)[b] = sum.total();
+          };
     });
   }
 
   static void gaussian(const Args& a) {
     each_row(a.sizes, kTask, [&] {
-      return [&, x = Input<T>(a.x, a.sizes), mean = operand(a, a.location, T(0)), logvar = operand(a, a.logvar, T(0)),
-              weight = operand(a, a.weight, T(1))](int64_t b, int64_t features) mutable {
+      return [&, x = target(a), mean = operand(a, a.location, T(0)), logvar = operand(a, a.logvar, T(0)),
+              weight = factor(a)](int64_t b, int64_t features) mutable {
         RowSum<T> sum;
         for (int64_t i = 0; i < features; i += kBlock) {
           const int n = int(std::min<int64_t>(kBlock, features - i));
@@ -116,8 +126,8 @@ template <class T> struct Likelihood {
 
   static void gaussian_backward(const Args& a) {
     each_row(a.sizes, kTask, [&] {
-      return [&, x = Input<T>(a.x, a.sizes), mean = operand(a, a.location, T(0)), logvar = operand(a, a.logvar, T(0)),
-              weight = operand(a, a.weight, T(1)), dm = Output<T>(a.out_location, a.location_dtype),
+      return [&, x = target(a), mean = operand(a, a.location, T(0)), logvar = operand(a, a.logvar, T(0)),
+              weight = factor(a), dm = Output<T>(a.out_location, a.location_dtype),
               dv = Output<T>(a.out_logvar, a.logvar.dtype)](int64_t b, int64_t features) mutable {
         const P g(static_cast<const T*>(a.grad)[b]);
         for (int64_t i = 0; i < features; i += kBlock) {
@@ -142,9 +152,9 @@ template <class T> struct Likelihood {
 
   static void gaussian_double_backward(const Args& a) {
     each_row(a.sizes, kTask, [&] {
-      return [&, vm = Input<T>(a.v_location, a.sizes), vv = operand(a, a.v_logvar, T(0)), x = Input<T>(a.x, a.sizes),
-              mean = operand(a, a.location, T(0)), logvar = operand(a, a.logvar, T(0)),
-              weight = operand(a, a.weight, T(1)), om = Output<T>(a.out_location, a.location_dtype),
+      return [&, vm = Input<T>(a.v_location, a.sizes), vv = operand(a, a.v_logvar, T(0)), x = target(a),
+              mean = operand(a, a.location, T(0)), logvar = operand(a, a.logvar, T(0)), weight = factor(a),
+              om = Output<T>(a.out_location, a.location_dtype),
               ov = Output<T>(a.out_logvar, a.logvar.dtype)](int64_t b, int64_t features) mutable {
         const P g(static_cast<const T*>(a.grad)[b]);
         RowSum<T> sum;

@@ -47,10 +47,10 @@ template <class T> struct Layers {
     return sum;
   }
 
-  // Steps of a pass: layers, and the coupling at their end.
-  static constexpr int64_t kCouple = -1;
+  // Steps of a pass: layers, the pairs before the first, and the coupling or the likelihood after the last.
+  static constexpr int64_t kPair = -3, kCouple = -2, kJudge = -1;
   struct Steps {
-    int64_t step[GMK_MLP_LAYERS + 1];
+    int64_t step[GMK_MLP_LAYERS + 2];
     int count = 0;
     void add(int64_t s) { step[count++] = s; }
   };
@@ -147,13 +147,13 @@ template <class T> struct Layers {
   }
 
   // A pass: each layer's product goes where flow(layer) says, then after(layer, first sample, samples, first output,
-  // outputs) is called for blocks of it; coupled(first sample, samples) is the step of the coupling.
-  template <class Where, class After, class Coupled>
+  // outputs) is called for blocks of it; other(step, first sample, samples) is a step that is no layer.
+  template <class Where, class After, class Other>
   void pass(const Steps& steps, const std::array<Matrix<T>, GMK_MLP_LAYERS>& w, bool natural, const Where& flow,
-            const After& after, const Coupled& coupled) const {
+            const After& after, const Other& other) const {
     const int64_t tiles = (a.batch + kTile - 1) / kTile;
     for (int begin = 0, end; begin < steps.count; begin = end) {
-      const auto apart = [&](int i) { return steps.step[i] != kCouple && (few() || wide(w[steps.step[i]])); };
+      const auto apart = [&](int i) { return steps.step[i] >= 0 && (few() || wide(w[steps.step[i]])); };
       end = begin + 1;
       if (apart(begin)) {
         const int64_t l = steps.step[begin], outputs = w[l].outputs, inputs = w[l].inputs;
@@ -186,8 +186,8 @@ template <class T> struct Layers {
           samples = std::min(kTogether, last - first);
           for (int i = begin; i < end; ++i) {
             const int64_t l = steps.step[i];
-            if (l == kCouple) {
-              coupled(first, samples);
+            if (l < 0) {
+              other(l, first, samples);
             } else {
               multiply(w[l], flow(l), first, samples);
               after(l, first, samples, 0, w[l].outputs);
@@ -201,7 +201,7 @@ template <class T> struct Layers {
     std::vector<Strip<T>> todo;
     for (int i = 0; i < steps.count; ++i) {
       const int64_t l = steps.step[i];
-      if (l == kCouple) continue;
+      if (l < 0) continue;
       const T* bias = natural ? nullptr : static_cast<const T*>(a.bias[l]);
       for (int64_t o = 0; o < w[l].outputs; ++o) w[l].bias[o] = bias ? bias[o] : T(0);
       if (w[l].weight) add_strips(todo, w[l], weight(l));

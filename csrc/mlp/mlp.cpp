@@ -2,6 +2,7 @@
 // pass narrow layers one after another, so that nothing leaves the cache between and threads meet once, where weights
 // have been packed. Wide layers are computed in blocks of their outputs, since packed as a whole their weights would
 // leave the cache. Backward, threads meet once more before the sums over the batch.
+#include "gmk/bernoulli.h"
 #include "gmk/dispatch.h"
 #include "rowwise.h"
 #include "sums.h"
@@ -20,6 +21,38 @@ template <class T, int kind> struct Mlp : Sums<T> {
 
   explicit Mlp(const Args& args) : Sums<T>(args) {
     if (a.split) couple = couple_by<T>(a.scale_map);
+  }
+
+  // What a sample is that is a pair: the sum of both, before activation.
+  struct Pair {
+    const T *x, *row;
+    P operator()(int64_t i, int lanes) const { return get(x + i, lanes) + get(row + i, lanes); }
+  };
+  Pair pair(int64_t b) const {
+    return {static_cast<const T*>(a.x) + b / a.rows * a.x_step,
+            static_cast<const T*>(a.each) + b % a.rows * a.widths[0]};
+  }
+  void pair_up(int64_t first, int64_t samples, T* to, int64_t step) const {
+    for (int64_t b = first; b < first + samples; ++b) {
+      const Pair sum = pair(b);
+      walk(a.widths[0], [&](int64_t i, int lanes) { put(to + b * step + i, lanes, A::value(sum(i, lanes))); });
+    }
+  }
+
+  // The log-likelihood of logits, which become its derivatives by them.
+  void judge(int64_t first, int64_t samples) const {
+    const int64_t features = a.widths[a.layers];
+    for (int64_t b = first; b < first + samples; ++b) {
+      const T* target = static_cast<const T*>(a.target) + b / a.target_samples * a.target_step;
+      T* logits = static_cast<T*>(a.out) + b * features;
+      RowSum<T> sum;
+      walk(features, [&](int64_t i, int lanes) {
+        const P l = get(logits + i, lanes), x = get(target + i, lanes);
+        sum.add(int(i / kLanes % GMK_ISA::kPacks), lanes, bernoulli(l, x));
+        put(logits + i, lanes, bernoulli_slope(l, x));
+      });
+      static_cast<T*>(a.out_likelihood)[b] = sum.total();
+    }
   }
 
   // What every number of a coupling's result is multiplied by and shifted by afterwards, if it is.
@@ -44,10 +77,12 @@ template <class T, int kind> struct Mlp : Sums<T> {
 
   void forward() const {
     Steps steps;
+    if (a.each) steps.add(Base::kPair);
     for (int64_t l = 0; l < a.layers; ++l) steps.add(l);
     if (a.split) steps.add(Base::kCouple);
+    if (a.target) steps.add(Base::kJudge);
     int64_t widest = 0;
-    for (int64_t l = 1; l < a.layers; ++l) widest = std::max(widest, a.widths[l]);
+    for (int64_t l = a.each ? 0 : 1; l < a.layers; ++l) widest = std::max(widest, a.widths[l]);
     struct Kept {
       std::array<Matrix<T>, GMK_MLP_LAYERS> w;
       Norm after;
@@ -67,8 +102,10 @@ template <class T, int kind> struct Mlp : Sums<T> {
     const auto flow = [&](int64_t l) {
       const bool outside = l + 1 == a.layers && !a.split;
       T* to = outside ? static_cast<T*>(a.out) : static_cast<T*>(a.hidden) + offset[l + 1];
-      return Flow{
-          l ? k.active[l % 2] : input, l ? widest : a.x_step, {nullptr, 0, to, outside ? a.widths[l + 1] : hidden}};
+      const bool ours = l || a.each;
+      return Flow{ours ? k.active[l % 2] : input,
+                  ours ? widest : a.x_step,
+                  {nullptr, 0, to, outside ? a.widths[l + 1] : hidden}};
     };
     const auto activate = [&](int64_t l, int64_t first, int64_t samples, int64_t o, int64_t outputs) {
       if (l + 1 == a.layers) return;
@@ -78,8 +115,14 @@ template <class T, int kind> struct Mlp : Sums<T> {
         walk(outputs, [&](int64_t i, int lanes) { put(to + i, lanes, A::value(get(from + i, lanes))); });
       }
     };
-    this->pass(steps, k.w, false, flow, activate,
-               [&](int64_t first, int64_t samples) { transform(first, samples, k.after); });
+    this->pass(steps, k.w, false, flow, activate, [&](int64_t step, int64_t first, int64_t samples) {
+      if (step == Base::kPair)
+        pair_up(first, samples, k.active[0], widest);
+      else if (step == Base::kJudge)
+        judge(first, samples);
+      else
+        transform(first, samples, k.after);
+    });
     mine.shrink();
   }
 
@@ -121,26 +164,29 @@ template <class T, int kind> struct Mlp : Sums<T> {
   void backward() const {
     Steps steps;
     if (a.split) steps.add(Base::kCouple);
-    for (int64_t l = a.layers - 1; l >= (a.out_x ? 0 : 1); --l) steps.add(l);
-    const bool normed = a.norm_log_scale != nullptr;
+    const auto* factor = static_cast<const T*>(a.grad_likelihood);
+    if (factor) steps.add(Base::kJudge);
+    const bool through = a.out_x || a.out_each;
+    for (int64_t l = a.layers - 1; l >= (through ? 0 : 1); --l) steps.add(l);
+    if (a.each && !through) steps.add(Base::kPair);
+    const bool normed = a.norm_log_scale != nullptr, scaled = normed || factor;
+    const int64_t features = normed ? a.features : a.widths[a.layers];
     struct Kept {
       T *active, *slopes;  // of every hidden number: its activation, and the gradient by it
-      T *scaled, *along;   // the gradient by what the coupling gives, and its product with that
+      T *pairs, *by_pair;  // likewise of what pairs read
+      T *scaled, *along;   // the gradient by what the coupling gives, or by logits; and its product with that
       T* packed;           // see sums
       std::array<Matrix<T>, GMK_MLP_LAYERS> w;
       Norm after;
     };
     const auto lay_out = [&](Arena& arena) {
-      const int64_t stored = a.batch * hidden + kLanes, scaled = normed ? a.batch * a.features + kLanes : 0;
+      const int64_t pairs = a.each ? a.batch * a.widths[0] + kLanes : 0;
+      const int64_t stored = a.batch * hidden + kLanes, wide = scaled ? a.batch * features + kLanes : 0;
       int64_t packed = 0;
       for (int64_t l = 0; l < a.layers; ++l) packed += this->summed_in_blocks(l) ? this->packed_size(l) : 0;
-      return Kept{arena.take<T>(stored),
-                  arena.take<T>(stored),
-                  arena.take<T>(scaled),
-                  arena.take<T>(scaled),
-                  arena.take<T>(packed),
-                  this->matrices(arena, true),
-                  norm(arena)};
+      return Kept{arena.take<T>(stored), arena.take<T>(stored),       arena.take<T>(pairs),
+                  arena.take<T>(pairs),  arena.take<T>(wide),         arena.take<T>(normed ? wide : 0),
+                  arena.take<T>(packed), this->matrices(arena, true), norm(arena)};
     };
     thread_local Scratch mine;
     Arena size(nullptr);
@@ -148,8 +194,8 @@ template <class T, int kind> struct Mlp : Sums<T> {
     Arena arena(mine.of(size.bytes()));
     Kept k = lay_out(arena);
     this->pack_narrow(k.w, steps, true), fill(k.after);
-    const T* grad = normed ? k.scaled : static_cast<const T*>(a.grad);
-    const int64_t grad_step = normed ? a.features : a.grad_step;
+    const T* grad = scaled ? k.scaled : static_cast<const T*>(a.grad);
+    const int64_t grad_step = scaled ? features : a.grad_step;
     T* along = a.out_norm_log_scale ? k.along : nullptr;
 
     const auto flow = [&](int64_t l) {
@@ -160,31 +206,44 @@ template <class T, int kind> struct Mlp : Sums<T> {
         return found;
       }
       Target<T>& to = found.to;
+      if (a.each) {
+        to.to = k.by_pair, to.step = a.widths[0];
+        return found;
+      }
       to.to = static_cast<T*>(a.out_x) + kept, to.step = a.split ? a.features : a.widths[0];
       if (a.split) to.add = grad + kept, to.add_step = grad_step;
       return found;
     };
     const auto activate = [&](int64_t l, int64_t first, int64_t samples, int64_t o, int64_t outputs) {
-      if (l == 0) return;
+      if (l == 0 && !a.each) return;
+      T *active = l ? k.active : k.pairs, *slopes = l ? k.slopes : k.by_pair;
       for (int64_t b = first; b < first + samples; ++b) {
-        const int64_t at = b * hidden + offset[l] + o;
+        const int64_t at = l ? b * hidden + offset[l] + o : b * a.widths[0] + o;
+        const Pair sum = l ? Pair{} : pair(b);
         walk(outputs, [&](int64_t i, int lanes) {
-          const P x = get(static_cast<const T*>(a.hidden) + at + i, lanes), h = A::value(x);
-          put(k.active + at + i, lanes, h);
-          put(k.slopes + at + i, lanes, get(k.slopes + at + i, lanes) * A::slope(x, h));
+          const P x = l ? get(static_cast<const T*>(a.hidden) + at + i, lanes) : sum(o + i, lanes);
+          const P h = A::value(x);
+          put(active + at + i, lanes, h);
+          put(slopes + at + i, lanes, get(slopes + at + i, lanes) * A::slope(x, h));
         });
       }
     };
-    const auto uncouple = [&](int64_t first, int64_t samples) {
-      for (int64_t b = first; normed && b < first + samples; ++b)
-        walk(a.features, [&](int64_t i, int lanes) {
+    const auto other = [&](int64_t step, int64_t first, int64_t samples) {
+      if (step == Base::kPair) return pair_up(first, samples, k.pairs, a.widths[0]);
+      for (int64_t b = first; scaled && b < first + samples; ++b)
+        walk(features, [&](int64_t i, int lanes) {
           const P g = get(static_cast<const T*>(a.grad) + b * a.grad_step + i, lanes);
-          put(k.scaled + b * a.features + i, lanes, g * get(k.after.gain + i, lanes));
+          put(k.scaled + b * features + i, lanes, g * (factor ? P(factor[b]) : get(k.after.gain + i, lanes)));
         });
+      if (step == Base::kJudge) return;
       transform_backward(first, samples, grad, grad_step, k.slopes, along);
     };
-    this->pass(steps, k.w, true, flow, activate, uncouple);
-    this->sums(k.active, k.slopes, along, k.packed);
+    this->pass(steps, k.w, true, flow, activate, other);
+    if (a.each)
+      this->sums(k.pairs, a.widths[0], grad, grad_step, k.active, k.slopes, along, k.packed);
+    else
+      this->sums(input, a.x_step, grad, grad_step, k.active, k.slopes, along, k.packed);
+    if (a.each && through) this->pair_sums(k.by_pair);
     mine.shrink();
   }
 };

@@ -11,20 +11,23 @@ namespace GMK_ISA {
 namespace {
 
 constexpr int64_t kLong = 256;  // samples of a large batch
+constexpr int64_t kPanels = 4;  // kLanes columns each, put together at a time
 
 template <class T> struct Sums : Layers<T> {
   using P = pack<T>;
   using Layers<T>::Layers, Layers<T>::a, Layers<T>::offset, Layers<T>::hidden, Layers<T>::input, Layers<T>::work;
 
-  // sums over the batch: out[m][i] = sum of g[b][m] h[b][i], for M rows and V packs, of which `lanes` numbers count
+  // sums over the batch: out[m][i] = sum of g[b][m] h[b][i], for M rows and V packs, of which `lanes` numbers count.
+  // What lies `ahead` of g is read next, and is fetched meanwhile.
   template <int M, int V>
-  GMK_INLINE void outer(const T* g, int64_t g_step, const T* h, int64_t h_step, int64_t left, T* out,
+  GMK_INLINE void outer(const T* g, int64_t g_step, int64_t ahead, const T* h, int64_t h_step, int64_t left, T* out,
                         int64_t out_step) const {
     P sum[M][V];
     for (int m = 0; m < M; ++m)
       for (int v = 0; v < V; ++v) sum[m][v] = P(T(0));
     const int whole = int(std::min<int64_t>(V, left / kLanes)), rest = int(left - whole * kLanes);
     for (int64_t b = 0; b < a.batch; ++b, g += g_step, h += h_step) {
+      __builtin_prefetch(g + ahead, 0, 2);
       P row[V];
       if (whole == V)
         for (int v = 0; v < V; ++v) row[v] = load(h + v * kLanes);
@@ -46,16 +49,16 @@ template <class T> struct Sums : Layers<T> {
       }
   }
   // some rows of it, and columns
-  GMK_INLINE void outer_block(const T* g, int64_t g_step, int64_t rows, const T* h, int64_t h_step, int64_t columns,
-                              T* out, int64_t out_step) const {
+  GMK_INLINE void outer_block(const T* g, int64_t g_step, int64_t ahead, int64_t rows, const T* h, int64_t h_step,
+                              int64_t columns, T* out, int64_t out_step) const {
     constexpr int kRows = 4;
     const auto wide = [&](auto count, int64_t o) {
       constexpr int M = decltype(count)::value;
       int64_t i = 0;
       T* to = out + o * out_step;
       for (; columns - i > (kPacks<T> - 1) * kLanes; i += kPacks<T> * kLanes)
-        outer<M, kPacks<T>>(g + o, g_step, h + i, h_step, columns - i, to + i, out_step);
-      for (; i < columns; i += kLanes) outer<M, 1>(g + o, g_step, h + i, h_step, columns - i, to + i, out_step);
+        outer<M, kPacks<T>>(g + o, g_step, ahead, h + i, h_step, columns - i, to + i, out_step);
+      for (; i < columns; i += kLanes) outer<M, 1>(g + o, g_step, ahead, h + i, h_step, columns - i, to + i, out_step);
     };
     int64_t o = 0;
     for (; o + kRows <= rows; o += kRows) wide(std::integral_constant<int, kRows>(), o);
@@ -81,14 +84,31 @@ template <class T> struct Sums : Layers<T> {
   }
   int64_t packed_size(int64_t l) const { return round_up(a.widths[l + 1], kLanes) * a.batch; }
 
+  // Columns row .. of g, kLanes together, and their sums.
+  void put_together(int64_t l, int64_t row, const Factors& f, T* to) const {
+    const int64_t columns = std::min(kPanels * kLanes, a.widths[l + 1] - row);
+    const T* g = f.g + row;
+    for (int64_t b = 0; b < a.batch; ++b, g += f.g_step)
+      for (int64_t o = 0; o < columns; o += kLanes) {
+        __builtin_prefetch(g + kAhead * f.g_step + o);
+        store(to + o * a.batch + b * kLanes, get(g + o, int(std::min<int64_t>(kLanes, columns - o))));
+      }
+    for (int64_t o = 0; a.out_bias[l] && o < columns; o += kLanes) {
+      const int lanes = int(std::min<int64_t>(kLanes, columns - o));
+      put(static_cast<T*>(a.out_bias[l]) + row + o, lanes, column(to + o * a.batch, kLanes, lanes));
+    }
+  }
+
   // Gradients by weights and biases, and by what follows the coupling. In large batches the numbers of a column of g
   // lie on as many pages as there are samples: kLanes columns are put together first, in wide layers into `packed`.
-  void sums(const T* active, const T* slopes, const T* along, T* packed) const {
+  // `read` is what the first layer reads, `grad` the gradient by what a perceptron by itself gives.
+  void sums(const T* read, int64_t read_step, const T* grad, int64_t grad_step, const T* active, const T* slopes,
+            const T* along, T* packed) const {
     constexpr int64_t kNorm = -1;
     const auto factors = [&](int64_t l) {
       const bool outside = l + 1 == a.layers && !a.split;
-      return Factors{outside ? static_cast<const T*>(a.grad) : slopes + offset[l + 1], l ? active + offset[l] : input,
-                     outside ? a.grad_step : hidden, l ? hidden : a.x_step};
+      return Factors{outside ? grad : slopes + offset[l + 1], l ? active + offset[l] : read,
+                     outside ? grad_step : hidden, l ? hidden : read_step};
     };
     struct Block {
       int64_t layer, row;
@@ -101,7 +121,7 @@ template <class T> struct Sums : Layers<T> {
     for (int64_t l = 0; l < a.layers; ++l) {
       const bool blocks = summed_in_blocks(l);
       if (a.out_weight[l] || a.out_bias[l])
-        for (int64_t o = 0; o < a.widths[l + 1]; o += kLanes)
+        for (int64_t o = 0; o < a.widths[l + 1]; o += (blocks ? kPanels : 1) * kLanes)
           todo.push_back({l, o, blocks ? room + o * a.batch : nullptr});
       if (blocks) room += packed_size(l);
     }
@@ -111,17 +131,21 @@ template <class T> struct Sums : Layers<T> {
           const auto [l, row, together] = todo[size_t(t)];
           if (l == kNorm) return norm_sums(row, along);
           const Factors f = factors(l);
+          if (together) return put_together(l, row, f, together);
           const int lanes = int(std::min<int64_t>(kLanes, a.widths[l + 1] - row));
           const T* g = f.g + row;
           int64_t g_step = f.g_step;
           thread_local Scratch own;
-          if (together || a.batch >= kLong) {
-            T* to = together ? together : reinterpret_cast<T*>(own.of(a.batch * kLanes * int64_t(sizeof(T))));
-            for (int64_t b = 0; b < a.batch; ++b) store(to + b * kLanes, get(g + b * g_step, lanes));
+          if (a.batch >= kLong) {
+            T* to = reinterpret_cast<T*>(own.of(a.batch * kLanes * int64_t(sizeof(T))));
+            for (int64_t b = 0; b < a.batch; ++b) {
+              __builtin_prefetch(g + (b + kAhead) * g_step);
+              store(to + b * kLanes, get(g + b * g_step, lanes));
+            }
             g = to, g_step = kLanes;
           }
-          if (a.out_weight[l] && !together)
-            outer_block(g, g_step, lanes, f.h, f.h_step, a.widths[l],
+          if (a.out_weight[l])
+            outer_block(g, g_step, 0, lanes, f.h, f.h_step, a.widths[l],
                         static_cast<T*>(a.out_weight[l]) + row * a.widths[l], a.widths[l]);
           if (a.out_bias[l]) put(static_cast<T*>(a.out_bias[l]) + row, lanes, column(g, g_step, lanes));
           own.shrink();
@@ -140,11 +164,38 @@ template <class T> struct Sums : Layers<T> {
           [&](const T* strip, int64_t i, int64_t some, int64_t first, int64_t rows) {
             const int64_t width = round_up(some, kLanes);
             for (int64_t o = first; o < first + rows; o += kLanes)
-              outer_block(packed + o * a.batch, kLanes, std::min<int64_t>(kLanes, outputs - o), strip, width, some,
-                          static_cast<T*>(a.out_weight[l]) + o * inputs + i, inputs);
+              outer_block(packed + o * a.batch, kLanes, a.batch * kLanes, std::min<int64_t>(kLanes, outputs - o), strip,
+                          width, some, static_cast<T*>(a.out_weight[l]) + o * inputs + i, inputs);
           });
       packed += packed_size(l);
     }
+  }
+  // Gradients by what the pairs are made of, from those by the pairs.
+  void pair_sums(const T* by_pair) const {
+    constexpr int64_t kColumns = 8 * kLanes;
+    const int64_t width = a.widths[0], tasks = (width + kColumns - 1) / kColumns;
+    parallel_for(
+        tasks,
+        [&](int64_t t) {
+          const int64_t o = t * kColumns, columns = std::min(kColumns, width - o);
+          T* each = a.out_each ? static_cast<T*>(a.out_each) + o : nullptr;
+          for (int64_t r = 0; each && r < a.rows; ++r) std::fill_n(each + r * width, columns, T(0));
+          for (int64_t b = 0; b < a.batch / a.rows; ++b) {
+            const T* from = by_pair + b * a.rows * width + o;
+            if (a.out_x)
+              walk(columns, [&](int64_t i, int lanes) {
+                P sum(T(0));
+                for (int64_t r = 0; r < a.rows; ++r) sum = sum + get(from + r * width + i, lanes);
+                put(static_cast<T*>(a.out_x) + b * width + o + i, lanes, sum);
+              });
+            for (int64_t r = 0; each && r < a.rows; ++r)
+              walk(columns, [&](int64_t i, int lanes) {
+                T* to = each + r * width + i;
+                put(to, lanes, get(to, lanes) + get(from + r * width + i, lanes));
+              });
+          }
+        },
+        a.batch * width < kSmall ? tasks : 1);
   }
   void norm_sums(int64_t i, const T* along) const {
     const int lanes = int(std::min<int64_t>(kLanes, a.features - i));

@@ -42,6 +42,21 @@ def operands(first: Tensor, *others: Tensor | None) -> tuple[tuple[int, int, int
     return sizes, [None if t is None else next(known) for t in tensors], alive
 
 
+def one_batch(t: Tensor, batch_dims: int) -> Tensor:
+    """``t`` with its first ``batch_dims`` dimensions made one."""
+    return t if batch_dims == 1 else t.flatten(0, batch_dims - 1)
+
+
+def shared_rows(t: Tensor, batch_dims: int) -> tuple[Tensor, int]:
+    """:func:`one_batch` of ``t`` without the rows that expanding it repeated in turn, and how often it did."""
+    dims, repeated = batch_dims, 1
+    while dims > 1 and t.numel() and (t.shape[dims - 1] == 1 or t.stride(dims - 1) == 0):
+        dims -= 1
+        repeated *= t.shape[dims]
+        t = t.select(dims, 0)
+    return one_batch(t, dims), repeated
+
+
 def _matrix(batch: int, feature: int) -> Strides:
     return batch, 0, feature
 

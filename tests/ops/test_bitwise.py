@@ -48,6 +48,7 @@ def _large(row: OperatorRow) -> tuple[int, ...]:
         # derivatives rest, depend on threads beyond 32,768 numbers.
         "mlp": (121, 307, 259, 35),
         "affine_coupling_mlp": (121, 67, 259, 35),
+        "bernoulli_log_likelihood_mlp": (121, 67, 259, 135),
     }.get(row.operator, (257, 1021))
 
 

@@ -65,6 +65,42 @@ def test_wide_layers_which_are_computed_in_blocks_give_what_torch_gives(batch: i
     assert torch.equal(net(x[-1:]), found[0][-1:])
 
 
+@pytest.mark.parametrize("activation", list(TORCH))
+@pytest.mark.parametrize("widths", [(9, 5), (300, 270, 140)])
+def test_every_pair_is_what_the_sum_of_both_gives(activation: str, widths: tuple[int, ...]) -> None:
+    """An image's share of a layer and a class's, added and passed on: as if each pair had been a sample of its own."""
+    torch.manual_seed(0)
+    net = MLP(widths[0], widths[1:-1], widths[-1], activation=activation)
+    x, rows = torch.randn(37, widths[0], requires_grad=True), torch.randn(7, widths[0], requires_grad=True)
+    g = torch.randn(37, 7, widths[-1])
+    weights, biases = [layer.weight for layer in net.layers], [layer.bias for layer in net.layers]
+    y = gmk.mlp(x, weights, biases, activation=activation, each=rows)
+    found = [y, *torch.autograd.grad(y, [x, rows, *weights, *biases], g)]
+    exact = [t.detach().double().requires_grad_() for t in (x, rows)]
+    wide = net.double()
+    y = _sequential(wide)(TORCH[activation]()(exact[0].unsqueeze(1) + exact[1]))
+    leaves = [*exact, *(layer.weight for layer in wide.layers), *(layer.bias for layer in wide.layers)]
+    for got, expected in zip(found, [y, *torch.autograd.grad(y, leaves, g.double())], strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=2e-6 * float(expected.detach().abs().max()))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("widths", [(5, 7), (20, 270, 300)])
+def test_a_decoder_with_its_likelihood_gives_the_bits_of_both(samples: int, widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    net = MLP(widths[0], widths[1:-1], widths[-1])
+    x, z = torch.rand(50, widths[-1]), torch.randn(50 * samples, widths[0], requires_grad=True)
+    weights, biases = [layer.weight for layer in net.layers], [layer.bias for layer in net.layers]
+    logits = gmk.mlp(z, weights, biases).view(50, samples, -1)
+    apart = gmk.bernoulli_log_likelihood(logits, x.unsqueeze(1), batch_dims=2).flatten()
+    together = gmk.bernoulli_log_likelihood_mlp(z, weights, biases, x=x)
+    g = torch.randn(len(z))
+    leaves = [z, *weights, *biases]
+    assert torch.equal(together, apart)
+    for got, expected in zip(*(torch.autograd.grad(t, leaves, g) for t in (together, apart)), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_a_gradient_penalty_goes_through() -> None:
     """The norm of the input's gradient, differentiated by the parameters (Gulrajani et al. 2017)."""
     torch.manual_seed(0)

@@ -157,6 +157,7 @@ typedef struct {
   void* out_logvar;   /* contiguous, in the dtype of logvar */
   void* out;          /* (batch), in the wide dtype */
   int32_t location_dtype;
+  int64_t x_samples, weight_samples; /* how many samples in turn have one row of them */
 } gmk_likelihood_args;
 
 /* log-likelihoods -> out */
@@ -378,7 +379,10 @@ enum { GMK_MLP_LAYERS = 4 };
 
 /* A perceptron by itself, or (split != 0) as the conditioner of an affine coupling: then it reads the first split, or
  * the last -split, of `features` numbers, and its output is log-scale and shift of the others. What the coupling gives
- * may be scaled by exp(norm_log_scale) and shifted by norm_shift afterwards, number by number. */
+ * may be scaled by exp(norm_log_scale) and shifted by norm_shift afterwards, number by number.
+ * With `each` (split == 0), samples are pairs: number i reads activation(x[i / rows] + each[i % rows]).
+ * With `target` (split == 0), the output is logits, of which `out` gets the derivatives of the log-likelihood: what
+ * `grad` is then, to be multiplied by grad_likelihood. */
 typedef struct {
   int64_t batch, layers, widths[GMK_MLP_LAYERS + 1]; /* widths[0] is the input's, widths[layers] the output's */
   int32_t dtype, activation;
@@ -394,10 +398,17 @@ typedef struct {
   void* out_logdet;                          /* (batch) */
   const void *norm_log_scale, *norm_shift;   /* (features) both, or NULL both */
   void *out_norm_log_scale, *out_norm_shift; /* likewise; NULL: not needed */
+  int64_t rows;                              /* of each; they divide the batch */
+  const void* each;                          /* (rows, widths[0]) contiguous, or NULL */
+  void* out_each;                            /* likewise; NULL: not needed */
+  int64_t target_step, target_samples;       /* so many samples in turn have one target */
+  const void* target;                        /* rows of widths[layers] contiguous numbers, or NULL */
+  void* out_likelihood;                      /* (batch) */
+  const void* grad_likelihood;               /* (batch), or NULL */
 } gmk_mlp_args;
 
 /* hidden holds all hidden layers of a sample before activation, and for a coupling the output as well. */
-GMK_API int gmk_mlp(const gmk_mlp_args* args);          /* -> out, hidden, out_logdet */
+GMK_API int gmk_mlp(const gmk_mlp_args* args);          /* -> out, hidden, out_logdet, out_likelihood */
 GMK_API int gmk_mlp_backward(const gmk_mlp_args* args); /* hidden -> out_x, out_weight, out_bias, out_norm... */
 
 /* ---- masked_linear ----------------------------------------------------------------------------------------------- */

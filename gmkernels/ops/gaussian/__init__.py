@@ -79,24 +79,27 @@ def reparameterize_kl(
 
 
 def bernoulli_log_likelihood(
-    logits: Tensor, x: Tensor, weight: Tensor | None = None, *, backend: str = "auto"
+    logits: Tensor, x: Tensor, weight: Tensor | None = None, *, batch_dims: int = 1, backend: str = "auto"
 ) -> Tensor:
     """The log-probability of each sample's pixels under independent Bernoulli distributions, from their logits.
 
-    ``sum w (x l - softplus(l))``, the sum over all dimensions but the first, with ``l = logits``; for ``x`` between 0
-    and 1 the negative of the cross-entropy (Kingma and Welling 2014, appendix C.1). Evaluated without overflow or
+    ``sum w (x l - softplus(l))``, the sum over all dimensions but the first ``batch_dims``, with ``l = logits``; for
+    ``x`` between 0 and 1 the negative of the cross-entropy (Kingma and Welling 2014, appendix C.1). Evaluated without overflow or
     cancellation for any finite logit.
 
     Args:
-        logits: floating tensor (batch, ...), two dimensions or more, any strides.
+        logits: floating tensor (batch, ...), a dimension more than ``batch_dims`` or several, any strides.
         x: floating tensor of that shape or broadcastable to it: the targets, from 0 to 1. They are not looked at: the
             formula holds for any number, and on a GPU looking would wait for the device. Scale images first.
         weight: floating or bool tensor broadcastable to the shape of ``logits``, such as a mask of known pixels; it is
             multiplied with, so a non-finite term stays non-finite. A constant: no gradient flows to it.
+        batch_dims: how many leading dimensions number the samples. With 2, several draws or classes of an image,
+            ``logits`` (images, draws, ...), are judged by one ``x`` (images, 1, ...), which is read where it is and
+            not repeated in memory.
         backend: ``auto``, ``reference``, ``cpu`` or ``triton``.
 
     Returns:
-        (batch,) in float32, or float64 if an input is float64. Computation is in that dtype.
+        ``logits.shape[:batch_dims]`` in float32, or float64 if an input is float64. Computation is in that dtype.
 
     Twice differentiable in ``logits`` and ``x``. Consumes no randomness. Row-wise and bitwise reproducible.
 
@@ -106,33 +109,41 @@ def bernoulli_log_likelihood(
         BackendError: an explicitly requested backend cannot run.
     """
     op = "bernoulli_log_likelihood"
-    if not _alike(logits, x):
+    if not _alike(logits, x, batch_dims):
         checks.floating(op, "logits", logits)
-        _samples(op, "logits", logits)
+        _samples(op, "logits", logits, batch_dims)
         x = _fitted(op, "x", x, "logits", logits)
     if weight is not None:
         weight = _weight(op, weight, "logits", logits)
-    return library.bernoulli_log_likelihood(logits, x, weight, backend)
+    return library.bernoulli_log_likelihood(logits, x, weight, batch_dims, backend)
 
 
 def gaussian_log_likelihood(
-    mean: Tensor, logvar: Tensor, x: Tensor, weight: Tensor | None = None, *, backend: str = "auto"
+    mean: Tensor,
+    logvar: Tensor,
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    batch_dims: int = 1,
+    backend: str = "auto",
 ) -> Tensor:
     """The log-density of each sample under independent normal distributions, from the outputs of a decoder.
 
-    ``sum -w/2 (log(2 pi) + logvar + (x - mean)^2 exp(-logvar))``, the sum over all dimensions but the first (Kingma and
-    Welling 2014, appendix C.2).
+    ``sum -w/2 (log(2 pi) + logvar + (x - mean)^2 exp(-logvar))``, the sum over all dimensions but the first
+    ``batch_dims`` (Kingma and Welling 2014, appendix C.2).
 
     Args:
         mean: floating tensor of the shape of ``x`` or broadcastable to it, any strides.
         logvar: likewise; a scalar tensor is one variance for all, fixed or learned.
-        x: floating tensor (batch, ...), two dimensions or more, any strides.
+        x: floating tensor (batch, ...), a dimension more than ``batch_dims`` or several, any strides; several draws of
+            an image are judged by its expanded tensor.
         weight: floating or bool tensor broadcastable to the shape of ``x``; a constant, as for
             :func:`bernoulli_log_likelihood`.
+        batch_dims: likewise.
         backend: ``auto``, ``reference``, ``cpu`` or ``triton``.
 
     Returns:
-        (batch,) in float32, or float64 if an input is float64. Computation is in that dtype.
+        ``x.shape[:batch_dims]`` in float32, or float64 if an input is float64. Computation is in that dtype.
 
     Twice differentiable in ``mean``, ``logvar`` and ``x``. Consumes no randomness. Row-wise and bitwise reproducible.
     Non-finite values propagate as in PyTorch.
@@ -143,17 +154,22 @@ def gaussian_log_likelihood(
         BackendError: an explicitly requested backend cannot run.
     """
     op = "gaussian_log_likelihood"
-    if not (_alike(x, mean) and _alike(x, logvar)):
+    if not (_alike(x, mean, batch_dims) and _alike(x, logvar, batch_dims)):
         checks.floating(op, "x", x)
-        _samples(op, "x", x)
+        _samples(op, "x", x, batch_dims)
         mean, logvar = _fitted(op, "mean", mean, "x", x), _fitted(op, "logvar", logvar, "x", x)
     if weight is not None:
         weight = _weight(op, weight, "x", x)
-    return library.gaussian_log_likelihood(x, mean, logvar, weight, backend)
+    return library.gaussian_log_likelihood(x, mean, logvar, weight, batch_dims, backend)
 
 
 def gaussian_log_prob(
-    x: Tensor, mean: Tensor | None = None, logvar: Tensor | None = None, *, backend: str = "auto"
+    x: Tensor,
+    mean: Tensor | None = None,
+    logvar: Tensor | None = None,
+    *,
+    batch_dims: int = 1,
+    backend: str = "auto",
 ) -> Tensor:
     """The log-density of each sample under ``N(mean, exp(logvar))``, by default the standard normal.
 
@@ -162,15 +178,16 @@ def gaussian_log_prob(
     that is None is 0, a logvar that is None is 0; everything else is as there.
     """
     op = "gaussian_log_prob"
-    if not ((mean is None or _alike(x, mean)) and (logvar is None or _alike(x, logvar)) and _alike(x, x)):
+    given = (x, *(t for t in (mean, logvar) if t is not None))
+    if not all(_alike(x, t, batch_dims) for t in given):
         checks.floating(op, "x", x)
-        _samples(op, "x", x)
+        _samples(op, "x", x, batch_dims)
         mean = None if mean is None else _fitted(op, "mean", mean, "x", x)
         logvar = None if logvar is None else _fitted(op, "logvar", logvar, "x", x)
-    return library.gaussian_log_likelihood(x, mean, logvar, None, backend)
+    return library.gaussian_log_likelihood(x, mean, logvar, None, batch_dims, backend)
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def _alike(a: Tensor, b: Tensor, batch_dims: int = 1) -> bool:
     """Whether nothing is wrong and nothing to broadcast: the usual case, looked at in half a microsecond."""
     try:
         return (
@@ -178,16 +195,18 @@ def _alike(a: Tensor, b: Tensor) -> bool:
             and a.dtype in checks.FLOATING
             and b.dtype in checks.FLOATING
             and a.device == b.device
-            and a.dim() > 1
+            and a.dim() > batch_dims >= 1
         )
-    except AttributeError:
+    except (AttributeError, TypeError):
         return False
 
 
-def _samples(op: str, name: str, value: Tensor) -> None:
-    if value.dim() < 2:
+def _samples(op: str, name: str, value: Tensor, batch_dims: int = 1) -> None:
+    if not isinstance(batch_dims, int) or batch_dims < 1:
+        raise ValueError(f"{op}: batch_dims must be an int, 1 or more, got {batch_dims!r}")
+    if value.dim() <= batch_dims:
         raise ValueError(
-            f"{op}: {name} must have shape (batch, ...) of two dimensions or more, got {tuple(value.shape)}"
+            f"{op}: {name} must have shape (batch, ...) of more than {batch_dims} dimensions, got {tuple(value.shape)}"
         )
 
 

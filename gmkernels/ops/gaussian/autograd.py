@@ -31,9 +31,12 @@ def _draw_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def
 
 
 def _times(grad: Tensor, weight: Tensor | None, value: Tensor) -> Tensor:
-    """A sample's cotangent times the weight and the value of each of its elements, in the dtype of the cotangent."""
-    product = grad.reshape(-1, *[1] * (value.dim() - 1)) * value
-    return product if weight is None else product * weight
+    """A sample's cotangent times the weight and the value of each of its elements, in the dtype of the cotangent.
+
+    Its own derivative by the cotangent is a sum, which PyTorch takes in the order that elements have in memory.
+    """
+    product = grad.reshape(*grad.shape, *[1] * (value.dim() - grad.dim())) * value.contiguous()
+    return product if weight is None else product * weight.contiguous()
 
 
 @library.bernoulli_log_likelihood.derivative

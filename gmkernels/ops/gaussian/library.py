@@ -11,8 +11,8 @@ from . import reference
 from .reference import wide
 
 
-def _per_sample(x: Tensor, *others: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], dtype=wide(x, *others))
+def _per_sample(x: Tensor, *others: Tensor | None, batch_dims: int = 1) -> Tensor:
+    return x.new_empty(x.shape[:batch_dims], dtype=wide(x, *others))
 
 
 def _fake(mu, logvar, key, beta, free_bits, first):  # type: ignore[no-untyped-def]
@@ -49,33 +49,34 @@ reparameterize_kl_double_backward = Operator(
 )
 
 
-def _fake_bernoulli(logits, x, weight):  # type: ignore[no-untyped-def]
-    return _per_sample(logits, x, weight)
+def _fake_bernoulli(logits, x, weight, batch_dims):  # type: ignore[no-untyped-def]
+    return _per_sample(logits, x, weight, batch_dims=batch_dims)
 
 
-def _fake_bernoulli_backward(grad, logits, x, weight):  # type: ignore[no-untyped-def]
+def _fake_bernoulli_backward(grad, logits, x, weight, batch_dims):  # type: ignore[no-untyped-def]
     return logits.new_empty(logits.shape)
 
 
-def _fake_bernoulli_double_backward(grad_grad, grad, logits, x, weight):  # type: ignore[no-untyped-def]
-    return _per_sample(logits, x, weight), logits.new_empty(logits.shape)
+def _fake_bernoulli_double_backward(grad_grad, grad, logits, x, weight, batch_dims):  # type: ignore[no-untyped-def]
+    return _per_sample(logits, x, weight, batch_dims=batch_dims), logits.new_empty(logits.shape)
 
 
 bernoulli_log_likelihood = Operator(
     "gaussian",
-    "bernoulli_log_likelihood(Tensor logits, Tensor x, Tensor? weight, str backend) -> Tensor",
+    "bernoulli_log_likelihood(Tensor logits, Tensor x, Tensor? weight, int batch_dims, str backend) -> Tensor",
     _fake_bernoulli,
     reference.bernoulli_log_likelihood,
 )
 bernoulli_log_likelihood_backward = Operator(
     "gaussian",
-    "bernoulli_log_likelihood_backward(Tensor grad, Tensor logits, Tensor x, Tensor? weight, str backend) -> Tensor",
+    "bernoulli_log_likelihood_backward(Tensor grad, Tensor logits, Tensor x, Tensor? weight, int batch_dims,"
+    " str backend) -> Tensor",
     _fake_bernoulli_backward,
 )
 bernoulli_log_likelihood_double_backward = Operator(
     "gaussian",
     "bernoulli_log_likelihood_double_backward(Tensor grad_grad, Tensor grad, Tensor logits, Tensor x, Tensor? weight,"
-    " str backend) -> (Tensor, Tensor)",
+    " int batch_dims, str backend) -> (Tensor, Tensor)",
     _fake_bernoulli_double_backward,
 )
 
@@ -85,20 +86,21 @@ def mean_dtype(x: Tensor, mean: Tensor | None) -> torch.dtype:
     return x.dtype if mean is None else torch.promote_types(x.dtype, mean.dtype)
 
 
-def _fake_gaussian(x, mean, logvar, weight):  # type: ignore[no-untyped-def]
-    return _per_sample(x, mean, logvar, weight)
+def _fake_gaussian(x, mean, logvar, weight, batch_dims):  # type: ignore[no-untyped-def]
+    return _per_sample(x, mean, logvar, weight, batch_dims=batch_dims)
 
 
-def _fake_gaussian_backward(grad, x, mean, logvar, weight):  # type: ignore[no-untyped-def]
+def _fake_gaussian_backward(grad, x, mean, logvar, weight, batch_dims):  # type: ignore[no-untyped-def]
     by_mean = x.new_empty(x.shape, dtype=mean_dtype(x, mean))
     return by_mean, x.new_empty(0) if logvar is None else logvar.new_empty(x.shape)
 
 
-def _fake_gaussian_double_backward(grad_grad_mean, grad_grad_logvar, grad, x, mean, logvar, weight):  # type: ignore[no-untyped-def]
-    return _per_sample(x, mean, logvar, weight), *_fake_gaussian_backward(grad, x, mean, logvar, weight)
+def _fake_gaussian_double_backward(grad_grad_mean, grad_grad_logvar, grad, x, mean, logvar, weight, batch_dims):  # type: ignore[no-untyped-def]
+    first = _per_sample(x, mean, logvar, weight, batch_dims=batch_dims)
+    return first, *_fake_gaussian_backward(grad, x, mean, logvar, weight, batch_dims)
 
 
-_DENSITY = "Tensor x, Tensor? mean, Tensor? logvar, Tensor? weight, str backend"
+_DENSITY = "Tensor x, Tensor? mean, Tensor? logvar, Tensor? weight, int batch_dims, str backend"
 
 # Without a mean it is 0 and without a logvar that is 0; the second gradient is then empty.
 gaussian_log_likelihood = Operator(

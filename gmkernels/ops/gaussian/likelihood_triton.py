@@ -6,6 +6,7 @@ follow the C++ core to the last bit, as everywhere: 128 running sums, folded by 
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 
 import torch
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gmkernels.core.layout import rows
+from gmkernels.core.layout import one_batch, rows, shared_rows
 from gmkernels.core.triton_launch import INT32_SAFE, ceil_div, launch, power_of_two
 from gmkernels.core.triton_math import exp, fold_lanes, sigmoid, softplus
 from gmkernels.core.triton_rows import columns, read
@@ -32,6 +33,14 @@ def _read_or(missing, data, row, outer, place, b, o, i, keep, FLAT: tl.constexpr
 
 
 @triton.jit
+def _shared(row, samples, SHARED: tl.constexpr):
+    """The row of an operand that has one for some samples in turn."""
+    if SHARED:
+        row = row // samples
+    return row
+
+
+@triton.jit
 def _precision(v, logvar):
     return tl.full(v.shape, 1.0, tl.float32) if logvar is None else exp(-v)
 
@@ -40,17 +49,17 @@ def _precision(v, logvar):
 def _log_likelihood_kernel(
     x, location, logvar, weight, out,
     x_b, x_o, x_i, m_b, m_o, m_i, v_b, v_o, v_i, w_b, w_o, w_i,
-    batch, length, inner,
-    BERNOULLI: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    x_samples, w_samples, batch, length, inner,
+    BERNOULLI: tl.constexpr, SHARED: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros([ROWS, COLS], tl.float32)
     for block in tl.range(0, tl.cdiv(length, COLS)):
         col, inside, outer, place = columns(block, length, inner, COLS, FLAT, WIDE)
         keep = (row < batch)[:, None] & inside[None, :]
-        x_ = read(x, row, outer, place, x_b, x_o, x_i, keep, FLAT)
+        x_ = read(x, _shared(row, x_samples, SHARED), outer, place, x_b, x_o, x_i, keep, FLAT)
         m = _read_or(0.0, location, row, outer, place, m_b, m_o, m_i, keep, FLAT)
-        w = _read_or(1.0, weight, row, outer, place, w_b, w_o, w_i, keep, FLAT)
+        w = _read_or(1.0, weight, _shared(row, w_samples, SHARED), outer, place, w_b, w_o, w_i, keep, FLAT)
         if BERNOULLI:
             size = tl.abs(m)
             term = -tl.fma(size, tl.where(m > 0.0, 1.0 - x_, x_), softplus(-size))
@@ -66,16 +75,16 @@ def _log_likelihood_kernel(
 def _log_likelihood_backward_kernel(
     g, x, location, logvar, weight, grad_location, grad_logvar,
     x_b, x_o, x_i, m_b, m_o, m_i, v_b, v_o, v_i, w_b, w_o, w_i, g_b,
-    batch, length, inner, blocks,
-    BERNOULLI: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    x_samples, w_samples, batch, length, inner, blocks,
+    BERNOULLI: tl.constexpr, SHARED: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0) // blocks
     row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     col, inside, outer, place = columns(tl.program_id(0) - tile * blocks, length, inner, COLS, FLAT, WIDE)
     keep = (row < batch)[:, None] & inside[None, :]
-    x_ = read(x, row, outer, place, x_b, x_o, x_i, keep, FLAT)
+    x_ = read(x, _shared(row, x_samples, SHARED), outer, place, x_b, x_o, x_i, keep, FLAT)
     m = _read_or(0.0, location, row, outer, place, m_b, m_o, m_i, keep, FLAT)
-    w = _read_or(1.0, weight, row, outer, place, w_b, w_o, w_i, keep, FLAT)
+    w = _read_or(1.0, weight, _shared(row, w_samples, SHARED), outer, place, w_b, w_o, w_i, keep, FLAT)
     gw = tl.load(g + row * g_b, mask=row < batch, other=0.0)[:, None] * w
     out = (row * length)[:, None] + col[None, :]
     if BERNOULLI:
@@ -93,8 +102,8 @@ def _log_likelihood_backward_kernel(
 def _log_likelihood_double_backward_kernel(
     g, v_location, v_logvar, x, location, logvar, weight, grad_g, grad_location, grad_logvar,
     a_b, a_o, a_i, b_b, b_o, b_i, x_b, x_o, x_i, m_b, m_o, m_i, v_b, v_o, v_i, w_b, w_o, w_i, g_b,
-    batch, length, inner,
-    BERNOULLI: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    x_samples, w_samples, batch, length, inner,
+    BERNOULLI: tl.constexpr, SHARED: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     g_ = tl.load(g + row * g_b, mask=row < batch, other=0.0)[:, None]
@@ -103,9 +112,9 @@ def _log_likelihood_double_backward_kernel(
         col, inside, outer, place = columns(block, length, inner, COLS, FLAT, WIDE)
         keep = (row < batch)[:, None] & inside[None, :]
         a = read(v_location, row, outer, place, a_b, a_o, a_i, keep, FLAT)
-        x_ = read(x, row, outer, place, x_b, x_o, x_i, keep, FLAT)
+        x_ = read(x, _shared(row, x_samples, SHARED), outer, place, x_b, x_o, x_i, keep, FLAT)
         m = _read_or(0.0, location, row, outer, place, m_b, m_o, m_i, keep, FLAT)
-        w = _read_or(1.0, weight, row, outer, place, w_b, w_o, w_i, keep, FLAT)
+        w = _read_or(1.0, weight, _shared(row, w_samples, SHARED), outer, place, w_b, w_o, w_i, keep, FLAT)
         gw = g_ * w
         out = (row * length)[:, None] + col[None, :]
         if BERNOULLI:
@@ -132,41 +141,52 @@ _TILES = {1: 256, 2: 128, 4: 64, 8: 32, 16: 16, 32: 16, 64: 8, 128: 4}
 _WARPS = 4
 
 
-def _operands(*tensors: Tensor | None) -> tuple[dict[str, int], tuple[int, ...], list[Tensor | None], list[int]]:
-    """Tile, shape (batch, length, inner), the operands, and three strides of each; a missing one has zeros."""
+def _operands(
+    batch_dims: int, x: Tensor, weight: Tensor | None, *others: Tensor | None
+) -> tuple[dict[str, int], tuple[int, ...], list[Tensor | None], list[int]]:
+    """Tile; samples that have one row of x, and of the weight, with the shape (batch, length, inner); the operands, the
+    weight last; and three strides of each. A missing operand has zeros.
+    """
+    x_rows, x_samples = shared_rows(x, batch_dims)
+    w_rows, w_samples = (None, 1) if weight is None else shared_rows(weight, batch_dims)
+    tensors = [*(None if t is None else one_batch(t, batch_dims) for t in others), w_rows]
+    tensors.insert(len(others) - 2, x_rows)
     sizes, strides, present = rows(*[t for t in tensors if t is not None])
     length = sizes[1] * sizes[2]
     cols = min(128, power_of_two(length))
-    tile = {"FLAT": sizes[1] == 1, "WIDE": length > INT32_SAFE, "ROWS": _TILES[cols], "COLS": cols}
+    shared = x_samples > 1 or w_samples > 1
+    tile = {"SHARED": shared, "FLAT": sizes[1] == 1, "WIDE": length > INT32_SAFE, "ROWS": _TILES[cols], "COLS": cols}
     known = zip(present, strides, strict=True)
     pairs = [(None, (0, 0, 0)) if t is None else next(known) for t in tensors]
-    return tile, (sizes[0], length, sizes[2]), [t for t, _ in pairs], list(chain(*(s for _, s in pairs)))
+    shape = (x_samples, w_samples, math.prod(x.shape[:batch_dims]), length, sizes[2])
+    return tile, shape, [t for t, _ in pairs], list(chain(*(s for _, s in pairs)))
 
 
 def _forward(
-    x: Tensor, location: Tensor | None, logvar: Tensor | None, weight: Tensor | None, bernoulli: bool
+    x: Tensor, location: Tensor | None, logvar: Tensor | None, weight: Tensor | None, batch_dims: int, bernoulli: bool
 ) -> Tensor:
-    out = x.new_empty(x.shape[0], dtype=torch.float32)
+    out = x.new_empty(x.shape[:batch_dims], dtype=torch.float32)
     if x.numel() == 0:
         return out.zero_()
-    tile, shape, operands, strides = _operands(x, location, logvar, weight)
+    tile, shape, operands, strides = _operands(batch_dims, x, weight, location, logvar)
     launch(
-        _log_likelihood_kernel, ceil_div(shape[0], tile["ROWS"]),
+        _log_likelihood_kernel, ceil_div(shape[2], tile["ROWS"]),
         *operands, out, *strides, *shape, BERNOULLI=bernoulli, warps=_WARPS, **tile,
     )  # fmt: skip
     return out
 
 
 def _backward(
-    grad: Tensor, x: Tensor, location: Tensor | None, logvar: Tensor | None, weight: Tensor | None,
+    grad: Tensor, x: Tensor, location: Tensor | None, logvar: Tensor | None, weight: Tensor | None, batch_dims: int,
     out: Tensor, out_logvar: Tensor | None,
 ) -> None:  # fmt: skip
     if x.numel() == 0:
         return
-    tile, shape, operands, strides = _operands(x, location, logvar, weight)
-    blocks = ceil_div(shape[1], tile["COLS"])
+    grad = grad.reshape(-1)
+    tile, shape, operands, strides = _operands(batch_dims, x, weight, location, logvar)
+    blocks = ceil_div(shape[3], tile["COLS"])
     launch(
-        _log_likelihood_backward_kernel, ceil_div(shape[0], tile["ROWS"]) * blocks,
+        _log_likelihood_backward_kernel, ceil_div(shape[2], tile["ROWS"]) * blocks,
         grad, *operands, out, out_logvar, *strides, grad.stride(0), *shape, blocks,
         BERNOULLI=out_logvar is None, warps=_WARPS, **tile,
     )  # fmt: skip
@@ -174,35 +194,38 @@ def _backward(
 
 def _double_backward(
     v: Tensor, v_logvar: Tensor | None, grad: Tensor, x: Tensor, location: Tensor | None, logvar: Tensor | None,
-    weight: Tensor | None, out: Tensor, out_logvar: Tensor | None,
+    weight: Tensor | None, batch_dims: int, out: Tensor, out_logvar: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    out_grad = x.new_empty(x.shape[0], dtype=torch.float32)
+    out_grad = x.new_empty(x.shape[:batch_dims], dtype=torch.float32)
     if x.numel() == 0:
         return out_grad.zero_()
-    tile, shape, operands, strides = _operands(v, v_logvar, x, location, logvar, weight)
+    grad = grad.reshape(-1)
+    tile, shape, operands, strides = _operands(batch_dims, x, weight, v, v_logvar, location, logvar)
     launch(
-        _log_likelihood_double_backward_kernel, ceil_div(shape[0], tile["ROWS"]),
+        _log_likelihood_double_backward_kernel, ceil_div(shape[2], tile["ROWS"]),
         grad, *operands, out_grad, out, out_logvar, *strides, grad.stride(0), *shape,
         BERNOULLI=out_logvar is None, warps=_WARPS, **tile,
     )  # fmt: skip
     return out_grad
 
 
-def bernoulli_log_likelihood(logits: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
-    return _forward(x, logits, None, weight, True)
+def bernoulli_log_likelihood(logits: Tensor, x: Tensor, weight: Tensor | None, batch_dims: int) -> Tensor:
+    return _forward(x, logits, None, weight, batch_dims, True)
 
 
-def bernoulli_log_likelihood_backward(grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
+def bernoulli_log_likelihood_backward(
+    grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None, batch_dims: int
+) -> Tensor:
     out = logits.new_empty(logits.shape)
-    _backward(grad, x, logits, None, weight, out, None)
+    _backward(grad, x, logits, None, weight, batch_dims, out, None)
     return out
 
 
 def bernoulli_log_likelihood_double_backward(
-    grad_grad: Tensor, grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None
+    grad_grad: Tensor, grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None, batch_dims: int
 ) -> tuple[Tensor, Tensor]:
     out = logits.new_empty(logits.shape)
-    return _double_backward(grad_grad, None, grad, x, logits, None, weight, out, None), out
+    return _double_backward(grad_grad, None, grad, x, logits, None, weight, batch_dims, out, None), out
 
 
 def _gradients(x: Tensor, mean: Tensor | None, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -210,22 +233,25 @@ def _gradients(x: Tensor, mean: Tensor | None, logvar: Tensor | None) -> tuple[T
     return by_mean, x.new_empty(0) if logvar is None else logvar.new_empty(x.shape)
 
 
-def gaussian_log_likelihood(x: Tensor, mean: Tensor | None, logvar: Tensor | None, weight: Tensor | None) -> Tensor:
-    return _forward(x, mean, logvar, weight, False)
+def gaussian_log_likelihood(
+    x: Tensor, mean: Tensor | None, logvar: Tensor | None, weight: Tensor | None, batch_dims: int
+) -> Tensor:
+    return _forward(x, mean, logvar, weight, batch_dims, False)
 
 
 def gaussian_log_likelihood_backward(
-    grad: Tensor, x: Tensor, mean: Tensor | None, logvar: Tensor | None, weight: Tensor | None
+    grad: Tensor, x: Tensor, mean: Tensor | None, logvar: Tensor | None, weight: Tensor | None, batch_dims: int
 ) -> tuple[Tensor, Tensor]:
     out, out_logvar = _gradients(x, mean, logvar)
-    _backward(grad, x, mean, logvar, weight, out, out_logvar)
+    _backward(grad, x, mean, logvar, weight, batch_dims, out, out_logvar)
     return out, out_logvar
 
 
 def gaussian_log_likelihood_double_backward(
     grad_grad_mean: Tensor, grad_grad_logvar: Tensor, grad: Tensor, x: Tensor, mean: Tensor | None,
-    logvar: Tensor | None, weight: Tensor | None,
+    logvar: Tensor | None, weight: Tensor | None, batch_dims: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     out, out_logvar = _gradients(x, mean, logvar)
     along = None if logvar is None else grad_grad_logvar
-    return _double_backward(grad_grad_mean, along, grad, x, mean, logvar, weight, out, out_logvar), out, out_logvar
+    by_grad = _double_backward(grad_grad_mean, along, grad, x, mean, logvar, weight, batch_dims, out, out_logvar)
+    return by_grad, out, out_logvar

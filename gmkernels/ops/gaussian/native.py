@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from torch import Tensor
 
-from gmkernels.core.layout import contiguous_like, operands
+from gmkernels.core.layout import contiguous_like, one_batch, operands, shared_rows
 from gmkernels.core.native import DTYPES, cpu
 
 from .library import mean_dtype
@@ -67,39 +70,57 @@ def reparameterize_kl_double_backward(
     return out_z, out_kl, out_mu, out_logvar
 
 
-def bernoulli_log_likelihood(logits: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
-    out = logits.new_empty(logits.shape[0], dtype=wide(logits, x, weight))
-    sizes, (l_, x_, w_), _alive = operands(logits, x, weight)
-    _core.bernoulli_log_likelihood(sizes, l_, None, x_, w_, None, None, 0, 0, 0, out.data_ptr(), 0)
+def _samples(
+    batch_dims: int, x: Tensor, weight: Tensor | None, *others: Tensor | None
+) -> tuple[tuple[int, int, int], tuple[Any, ...], list[Any], Any]:
+    """Sizes; of x and the weight where they are and how many samples in turn have one row; the others; the living."""
+    if batch_dims == 1:
+        sizes, (x_, w_, *rest), alive = operands(x, weight, *others)
+        return sizes, (x_, w_, 1, 1), rest, alive
+    x_rows, x_samples = shared_rows(x, batch_dims)
+    w_rows, w_samples = (None, 1) if weight is None else shared_rows(weight, batch_dims)
+    flat = (None if t is None else one_batch(t, batch_dims) for t in others)
+    (_, outer, inner), (x_, w_, *rest), alive = operands(x_rows, w_rows, *flat)
+    return (math.prod(x.shape[:batch_dims]), outer, inner), (x_, w_, x_samples, w_samples), rest, alive
+
+
+def bernoulli_log_likelihood(logits: Tensor, x: Tensor, weight: Tensor | None, batch_dims: int) -> Tensor:
+    out = logits.new_empty(logits.shape[:batch_dims], dtype=wide(logits, x, weight))
+    sizes, fixed, (l_,), _alive = _samples(batch_dims, x, weight, logits)
+    _core.bernoulli_log_likelihood(sizes, l_, None, *fixed, None, None, 0, 0, 0, out.data_ptr(), 0)
     return out
 
 
-def bernoulli_log_likelihood_backward(grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
+def bernoulli_log_likelihood_backward(
+    grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None, batch_dims: int
+) -> Tensor:
     grad, out = grad.contiguous(), contiguous_like(logits)
-    sizes, (l_, x_, w_), _alive = operands(logits, x, weight)
+    sizes, fixed, (l_,), _alive = _samples(batch_dims, x, weight, logits)
     _core.bernoulli_log_likelihood_backward(
-        sizes, l_, None, x_, w_, None, None, grad.data_ptr(), out.data_ptr(), 0, 0, DTYPES[out.dtype]
+        sizes, l_, None, *fixed, None, None, grad.data_ptr(), out.data_ptr(), 0, 0, DTYPES[out.dtype]
     )
     return out
 
 
 def bernoulli_log_likelihood_double_backward(
-    grad_grad: Tensor, grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None
+    grad_grad: Tensor, grad: Tensor, logits: Tensor, x: Tensor, weight: Tensor | None, batch_dims: int
 ) -> tuple[Tensor, Tensor]:
     grad, out_logits = grad.contiguous(), contiguous_like(logits)
-    out = logits.new_empty(logits.shape[0], dtype=wide(logits, x, weight))
-    sizes, (v_, l_, x_, w_), _alive = operands(grad_grad, logits, x, weight)
+    out = logits.new_empty(logits.shape[:batch_dims], dtype=wide(logits, x, weight))
+    sizes, fixed, (l_, v_), _alive = _samples(batch_dims, x, weight, logits, grad_grad)
     _core.bernoulli_log_likelihood_double_backward(
-        sizes, l_, None, x_, w_, v_, None, grad.data_ptr(), out_logits.data_ptr(), 0, out.data_ptr(),
+        sizes, l_, None, *fixed, v_, None, grad.data_ptr(), out_logits.data_ptr(), 0, out.data_ptr(),
         DTYPES[out_logits.dtype],
     )  # fmt: skip
     return out, out_logits
 
 
-def gaussian_log_likelihood(x: Tensor, mean: Tensor | None, logvar: Tensor | None, weight: Tensor | None) -> Tensor:
-    out = x.new_empty(x.shape[0], dtype=wide(x, mean, logvar, weight))
-    sizes, (x_, m_, v_, w_), _alive = operands(x, mean, logvar, weight)
-    _core.gaussian_log_likelihood(sizes, m_, v_, x_, w_, None, None, 0, 0, 0, out.data_ptr(), 0)
+def gaussian_log_likelihood(
+    x: Tensor, mean: Tensor | None, logvar: Tensor | None, weight: Tensor | None, batch_dims: int
+) -> Tensor:
+    out = x.new_empty(x.shape[:batch_dims], dtype=wide(x, mean, logvar, weight))
+    sizes, fixed, (m_, v_), _alive = _samples(batch_dims, x, weight, mean, logvar)
+    _core.gaussian_log_likelihood(sizes, m_, v_, *fixed, None, None, 0, 0, 0, out.data_ptr(), 0)
     return out
 
 
@@ -109,12 +130,12 @@ def _gradients(x: Tensor, mean: Tensor | None, logvar: Tensor | None) -> tuple[T
 
 
 def gaussian_log_likelihood_backward(
-    grad: Tensor, x: Tensor, mean: Tensor | None, logvar: Tensor | None, weight: Tensor | None
+    grad: Tensor, x: Tensor, mean: Tensor | None, logvar: Tensor | None, weight: Tensor | None, batch_dims: int
 ) -> tuple[Tensor, Tensor]:
     grad, (out_mean, out_logvar) = grad.contiguous(), _gradients(x, mean, logvar)
-    sizes, (x_, m_, v_, w_), _alive = operands(x, mean, logvar, weight)
+    sizes, fixed, (m_, v_), _alive = _samples(batch_dims, x, weight, mean, logvar)
     _core.gaussian_log_likelihood_backward(
-        sizes, m_, v_, x_, w_, None, None, grad.data_ptr(), out_mean.data_ptr(), out_logvar.data_ptr(), 0,
+        sizes, m_, v_, *fixed, None, None, grad.data_ptr(), out_mean.data_ptr(), out_logvar.data_ptr(), 0,
         DTYPES[out_mean.dtype],
     )  # fmt: skip
     return out_mean, out_logvar
@@ -128,13 +149,14 @@ def gaussian_log_likelihood_double_backward(
     mean: Tensor | None,
     logvar: Tensor | None,
     weight: Tensor | None,
+    batch_dims: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, (out_mean, out_logvar) = grad.contiguous(), _gradients(x, mean, logvar)
-    out = x.new_empty(x.shape[0], dtype=wide(x, mean, logvar, weight))
+    out = x.new_empty(x.shape[:batch_dims], dtype=wide(x, mean, logvar, weight))
     along = None if logvar is None else grad_grad_logvar
-    sizes, (vm_, vv_, x_, m_, v_, w_), _alive = operands(grad_grad_mean, along, x, mean, logvar, weight)
+    sizes, fixed, (m_, v_, vm_, vv_), _alive = _samples(batch_dims, x, weight, mean, logvar, grad_grad_mean, along)
     _core.gaussian_log_likelihood_double_backward(
-        sizes, m_, v_, x_, w_, vm_, vv_, grad.data_ptr(), out_mean.data_ptr(), out_logvar.data_ptr(), out.data_ptr(),
+        sizes, m_, v_, *fixed, vm_, vv_, grad.data_ptr(), out_mean.data_ptr(), out_logvar.data_ptr(), out.data_ptr(),
         DTYPES[out_mean.dtype],
     )  # fmt: skip
     return out, out_mean, out_logvar

@@ -16,9 +16,9 @@ def wide(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _sum(terms: Tensor, weight: Tensor | None = None) -> Tensor:
+def _sum(terms: Tensor, weight: Tensor | None = None, batch_dims: int = 1) -> Tensor:
     terms = terms if weight is None else weight.to(terms.dtype) * terms
-    return terms.sum(dim=tuple(range(1, terms.dim())))
+    return terms.sum(dim=tuple(range(batch_dims, terms.dim())))
 
 
 def reparameterize_kl(
@@ -32,15 +32,19 @@ def reparameterize_kl(
     return z.to(mu.dtype), beta * _sum(kl.clamp(min=free_bits))
 
 
-def bernoulli_log_likelihood(logits: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
+def bernoulli_log_likelihood(logits: Tensor, x: Tensor, weight: Tensor | None = None, batch_dims: int = 1) -> Tensor:
     dtype = wide(logits, x, weight)
     t, ones, zeros = x.to(dtype), logsigmoid(logits.to(dtype)), logsigmoid(-logits.to(dtype))
     # x l - softplus(l), without its cancellation: the logarithms of the probabilities of 1 and 0.
-    return _sum(t * ones + (1.0 - t) * zeros, weight)
+    return _sum(t * ones + (1.0 - t) * zeros, weight, batch_dims)
 
 
 def gaussian_log_likelihood(
-    x: Tensor, mean: Tensor | None = None, logvar: Tensor | None = None, weight: Tensor | None = None
+    x: Tensor,
+    mean: Tensor | None = None,
+    logvar: Tensor | None = None,
+    weight: Tensor | None = None,
+    batch_dims: int = 1,
 ) -> Tensor:
     dtype = wide(x, mean, logvar, weight)
     r = x.to(dtype) if mean is None else x.to(dtype) - mean.to(dtype)
@@ -49,4 +53,4 @@ def gaussian_log_likelihood(
     else:
         v = logvar.to(dtype)
         terms = r * torch.exp(-v) * r + v
-    return _sum(-0.5 * (terms + math.log(2.0 * math.pi)), weight)
+    return _sum(-0.5 * (terms + math.log(2.0 * math.pi)), weight, batch_dims)

@@ -1,4 +1,5 @@
-"""Whole multilayer perceptrons, such as condition couplings, encode and decode, or judge; and the coupling with its own."""
+"""Whole multilayer perceptrons, such as condition couplings, encode and decode, or judge; and the coupling, and the
+likelihood of a decoder, with its own."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from . import (
     reference,
 )
 
-__all__ = ["affine_coupling_mlp", "mlp"]
+__all__ = ["affine_coupling_mlp", "bernoulli_log_likelihood_mlp", "mlp"]
 
 _NAMES = tuple(reference.ACTIVATIONS)
 
@@ -26,6 +27,7 @@ def mlp(
     biases: Sequence[Tensor | None] | None = None,
     *,
     activation: str = "relu",
+    each: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Linear layers with one activation between them, in one call and one autograd node.
@@ -38,10 +40,14 @@ def mlp(
         weights: 1 to 4 tensors (outputs, inputs) in the dtype of ``x``, each with the last one's outputs as inputs.
         biases: as many tensors (outputs) or Nones; None for no bias anywhere.
         activation: ``relu``, ``silu`` (x sigmoid(x)) or ``tanh``.
+        each: (rows, inputs) in the dtype of ``x``: the perceptron reads ``activation(x_i + each_j)`` instead, for every
+            pair. So a layer before it that takes an image with one of several classes, ``W [image; onehot(j)] =
+            W_image image + W_class[:, j]``, is multiplied out once for an image, all of whose classes are enumerated
+            (as by Kingma et al., "Semi-supervised learning with deep generative models", 2014). None for no such rows.
         backend: ``auto``, ``reference`` or ``cpu``.
 
     Returns:
-        (batch, outputs) in the dtype of ``x``, contiguous.
+        (batch, outputs) in the dtype of ``x``, contiguous; with ``each`` (batch, rows, outputs).
 
     Differentiable any number of times in all tensors; beyond the first derivative layer by layer. The C++ core keeps the
     hidden layers before activation for backward, sums in float32 (float64 for float64) in one fixed order, and is
@@ -54,7 +60,58 @@ def mlp(
         ValueError: shapes, devices, or the number of layers do not fit, or the activation is unknown.
         BackendError: an explicitly requested backend cannot run.
     """
-    return library.mlp(x, *_checked("mlp", x, None, weights, biases, activation), activation, backend)[0]
+    parameters = _checked("mlp", x, None, weights, biases, activation)
+    if each is None:
+        return library.mlp(x, *parameters, None, activation, backend)[0]
+    checks.floating("mlp", "each", each)
+    checks.dims("mlp", "each", each, 2, "(rows, inputs)")
+    checks.shape("mlp", "each", each, (each.shape[0], x.shape[1]))
+    checks.same_dtype("mlp", x=x, each=each)
+    checks.same_device("mlp", x=x, each=each)
+    return library.mlp(x, *parameters, each, activation, backend)[0].view(
+        x.shape[0], each.shape[0], weights[-1].shape[0]
+    )
+
+
+def bernoulli_log_likelihood_mlp(
+    z: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None = None,
+    *,
+    x: Tensor,
+    activation: str = "relu",
+    backend: str = "auto",
+) -> Tensor:
+    """``log p(x|z)`` of a decoder that is a perceptron with Bernoulli pixels, in one call and one autograd node.
+
+    :func:`bernoulli_log_likelihood` of ``x`` under the logits that :func:`mlp` makes of ``z`` (Kingma and Welling,
+    "Auto-encoding variational Bayes", 2014, appendix C.1), bit for bit. Forward replaces the logits by the derivatives
+    ``x - sigmoid(logits)`` while they are at hand, so that backward neither evaluates the likelihood again nor stores
+    another array of their size.
+
+    Args:
+        z: floating tensor (batch, latents), any strides.
+        weights, biases, activation: of the perceptron, as for :func:`mlp`.
+        x: (images, features) in the dtype of ``z``: the targets, from 0 to 1, not looked at. The batch is a multiple of
+            the images, and so many samples in turn are judged by one image: several draws of it, or several classes.
+        backend: ``auto``, ``reference`` or ``cpu``.
+
+    Returns:
+        (batch,) in float32, or float64 for float64.
+
+    Twice differentiable in all tensors; the gradient by ``x`` evaluates the perceptron once more. Everything else is as
+    for :func:`mlp`.
+    """
+    op = "bernoulli_log_likelihood_mlp"
+    parameters = _checked(op, z, None, weights, biases, activation, "z")
+    checks.floating(op, "x", x)
+    checks.dims(op, "x", x, 2, "(images, features)")
+    checks.shape(op, "x", x, (x.shape[0], weights[-1].shape[0]))
+    checks.same_dtype(op, z=z, x=x)
+    checks.same_device(op, z=z, x=x)
+    if z.shape[0] % max(x.shape[0], 1) or z.shape[0] and not x.shape[0]:
+        raise ValueError(f"{op}: the batch must be a multiple of the images, got {z.shape[0]} samples of {x.shape[0]}")
+    return library.bernoulli_log_likelihood_mlp(z, *parameters, x, activation, backend)[0]
 
 
 def affine_coupling_mlp(
@@ -125,6 +182,7 @@ def _checked(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None] | None,
     activation: str,
+    name: str = "x",
 ) -> list[Tensor | None]:
     """Weights and biases in turn, filled up with None, once all is found to fit. ``width``: how much of x is read."""
     count = len(weights)
@@ -137,7 +195,7 @@ def _checked(
         checks.choice(op, "activation", activation, _NAMES)
     parameters: list[Tensor | None] = [t for pair in zip(weights, biases, strict=True) for t in pair]
     if not _fit(x, width, parameters):
-        _explain(op, x if width is None else x[:, :width], weights, biases)
+        _explain(op, name, x if width is None else x[:, :width], weights, biases)
     return parameters + [None] * (2 * (library.LAYERS - count))
 
 
@@ -163,13 +221,13 @@ def _fit(x: Tensor, width: int | None, parameters: Sequence[Tensor | None]) -> b
     return True
 
 
-def _explain(op: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+def _explain(op: str, name: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
     """Raises the error that says what does not fit."""
-    named = {"x": x} | {f"weights[{i}]": w for i, w in enumerate(weights)}
+    named = {name: x} | {f"weights[{i}]": w for i, w in enumerate(weights)}
     named |= {f"biases[{i}]": b for i, b in enumerate(biases) if b is not None}
-    for name, value in named.items():
-        checks.floating(op, name, value)
-    checks.dims(op, "x", x, 2, "(batch, inputs)")
+    for key, value in named.items():
+        checks.floating(op, key, value)
+    checks.dims(op, name, x, 2, "(batch, inputs)")
     checks.same_dtype(op, **named)
     checks.same_device(op, **named)
     width = x.shape[1]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gmkernels.ops.coupling import library as coupling
+from gmkernels.ops.gaussian import library as gaussian
 
 from . import library, reference
 
@@ -39,18 +40,21 @@ def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
 def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     grad, _, *inputs = saved
     activation, wanted, backend = constants
-    if inputs[3] is None:
+    if inputs[3] is None and inputs[-1] is None:
         return _second_of_one(needs, grad, inputs, wanted, grads, backend)
 
     def function(*given: Tensor | None) -> tuple[Tensor]:
-        return (_layer_by_layer(given[0], given[1:], activation, backend),)  # type: ignore[arg-type]
+        x, *parameters, each = given
+        if each is not None:
+            x = reference.paired(x, each, activation)  # type: ignore[arg-type]
+        return (_layer_by_layer(x, parameters, activation, backend),)  # type: ignore[arg-type]
 
     found = _along(function, inputs, [grad], wanted, (needs[0], *needs[2:]), grads)
     return found[0], None, *found[1:]
 
 
 def _second_of_one(needs, grad, inputs, wanted, grads, backend):  # type: ignore[no-untyped-def]
-    (x, weight, bias), rest, (u, v, s) = inputs[:3], [None] * (2 * library.LAYERS - 2), grads[:3]
+    (x, weight, bias), rest, (u, v, s) = inputs[:3], [None] * (2 * library.LAYERS - 1), grads[:3]
     by_x, by_weight, by_bias = wanted & 1, wanted & 2, wanted & 4 and bias is not None
     along: list[Tensor | None] = [None] * (2 + len(inputs))
     if needs[0]:
@@ -67,13 +71,47 @@ def _second_of_one(needs, grad, inputs, wanted, grads, backend):  # type: ignore
 
 
 def _one(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-    return library.mlp(x, weight, bias, *[None] * (2 * library.LAYERS - 2), "relu", backend)[0]
+    return library.mlp(x, weight, bias, *[None] * (2 * library.LAYERS - 1), "relu", backend)[0]
 
 
 def _layer_by_layer(x: Tensor, parameters: Sequence[Tensor | None], activation: str, backend: str) -> Tensor:
     for i, (weight, bias) in enumerate(reference.layers(parameters)):
         x = _one(reference.ACTIVATIONS[activation](x) if i else x, weight, bias, backend)
     return x
+
+
+@library.bernoulli_log_likelihood_mlp.derivative
+def _likelihood_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    z, *parameters, x, _, slopes, hidden = saved
+    activation, backend = constants
+    found = library.bernoulli_log_likelihood_mlp_backward(
+        grads[0], slopes, hidden, z, *parameters, x, activation, _bits(needs[:-1]), backend
+    )
+    by_x = None
+    if needs[-1]:
+        logits = library.mlp(z, *parameters, None, activation, backend)[0]
+        by_x = _judged_together(grads[0].unsqueeze(1) * logits, x).sum(1).to(x.dtype)
+    return *_needed(found, needs[:-1]), by_x
+
+
+@library.bernoulli_log_likelihood_mlp_backward.derivative
+def _likelihood_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    grad, _, _, *inputs = saved
+    activation, wanted, backend = constants
+
+    def function(z: Tensor, *given: Tensor | None) -> tuple[Tensor]:
+        *parameters, x = given
+        logits = _judged_together(_layer_by_layer(z, parameters, activation, backend), x)  # type: ignore[arg-type]
+        each = x.unsqueeze(1).expand_as(logits)  # type: ignore[union-attr]
+        return (gaussian.bernoulli_log_likelihood(logits, each, None, 2, backend).flatten(),)
+
+    found = _along(function, inputs, [grad], wanted, (needs[0], *needs[3:]), grads)
+    return found[0], None, None, *found[1:]
+
+
+def _judged_together(t: Tensor, x: Tensor) -> Tensor:
+    """``t`` (batch, features) as (images, samples of each, features)."""
+    return t.view(x.shape[0], t.shape[0] // max(x.shape[0], 1), t.shape[1])
 
 
 @library.affine_coupling_mlp.derivative

@@ -15,7 +15,7 @@ from . import reference
 LAYERS = 4
 _PARAMETERS = ", ".join(f"Tensor{'?' if i > 1 else ''} weight{i}, Tensor? bias{i}" for i in range(1, LAYERS + 1))
 Parameters = Sequence[Tensor | None]
-_GRADIENTS = ", ".join(["Tensor"] * (1 + 2 * LAYERS))
+_GRADIENTS = ", ".join(["Tensor"] * (2 + 2 * LAYERS))
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -23,10 +23,11 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
-def outputs(x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+def outputs(x: Tensor, parameters: Parameters, each: Tensor | None) -> tuple[Tensor, Tensor]:
     """Room for the output and, in float32 or wider, for what the hidden layers hold before activation."""
     *hidden, last = (weight.shape[0] for weight in parameters[::2] if weight is not None)
-    return x.new_empty(x.shape[0], last), x.new_empty(x.shape[0], sum(hidden), dtype=wide(x))
+    batch = x.shape[0] if each is None else x.shape[0] * each.shape[0]
+    return x.new_empty(batch, last), x.new_empty(batch, sum(hidden), dtype=wide(x))
 
 
 def coupling_outputs(x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +35,13 @@ def coupling_outputs(x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor,
     batch, dtype = x.shape[0], wide(x)
     kept = sum(weight.shape[0] for weight in parameters[: 2 * LAYERS : 2] if weight is not None)
     return contiguous_like(x), x.new_empty(batch, dtype=dtype), x.new_empty(batch, kept, dtype=dtype)
+
+
+def likelihood_outputs(z: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the log-likelihoods, their derivatives by the logits, and what the hidden layers hold."""
+    *hidden, last = (weight.shape[0] for weight in parameters[::2] if weight is not None)
+    batch, dtype = z.shape[0], wide(z)
+    return tuple(z.new_empty(size, dtype=dtype) for size in ((batch,), (batch, last), (batch, sum(hidden))))  # type: ignore[return-value]
 
 
 def gradients(x: Tensor, parameters: Parameters, needs: int) -> tuple[Tensor, ...]:
@@ -45,7 +53,7 @@ def gradients(x: Tensor, parameters: Parameters, needs: int) -> tuple[Tensor, ..
 
 
 def _fake(x, *rest):  # type: ignore[no-untyped-def]
-    return outputs(x, rest[:-1])
+    return outputs(x, rest[:-2], rest[-2])
 
 
 def _fake_backward(grad, hidden, x, *rest):  # type: ignore[no-untyped-def]
@@ -54,7 +62,7 @@ def _fake_backward(grad, hidden, x, *rest):  # type: ignore[no-untyped-def]
 
 mlp = Operator(
     "mlp",
-    f"mlp(Tensor x, {_PARAMETERS}, str activation, str backend) -> (Tensor, Tensor)",
+    f"mlp(Tensor x, {_PARAMETERS}, Tensor? each, str activation, str backend) -> (Tensor, Tensor)",
     _fake,
     reference.mlp,
     ("cpu",),
@@ -63,9 +71,36 @@ mlp = Operator(
 )
 mlp_backward = Operator(
     "mlp",
-    f"mlp_backward(Tensor grad, Tensor hidden, Tensor x, {_PARAMETERS}, str activation, int needs, str backend)"
-    f" -> ({_GRADIENTS})",
+    f"mlp_backward(Tensor grad, Tensor hidden, Tensor x, {_PARAMETERS}, Tensor? each, str activation, int needs,"
+    f" str backend) -> ({_GRADIENTS})",
     _fake_backward,
+    backends=("cpu",),
+)
+
+
+def _fake_likelihood(z, *rest):  # type: ignore[no-untyped-def]
+    return likelihood_outputs(z, rest[:-2])
+
+
+def _fake_likelihood_backward(grad, slopes, hidden, z, *rest):  # type: ignore[no-untyped-def]
+    return gradients(z, rest[:-3], rest[-1])
+
+
+bernoulli_log_likelihood_mlp = Operator(
+    "mlp",
+    f"bernoulli_log_likelihood_mlp(Tensor z, {_PARAMETERS}, Tensor x, str activation, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    _fake_likelihood,
+    reference.bernoulli_log_likelihood_mlp,
+    ("cpu",),
+    keeps_outputs=True,
+    internal=2,
+)
+bernoulli_log_likelihood_mlp_backward = Operator(
+    "mlp",
+    f"bernoulli_log_likelihood_mlp_backward(Tensor grad, Tensor slopes, Tensor hidden, Tensor z, {_PARAMETERS}, Tensor x,"
+    f" str activation, int needs, str backend) -> ({', '.join(['Tensor'] * (1 + 2 * LAYERS))})",
+    _fake_likelihood_backward,
     backends=("cpu",),
 )
 
@@ -94,7 +129,7 @@ affine_coupling_mlp = Operator(
 affine_coupling_mlp_backward = Operator(
     "mlp",
     f"affine_coupling_mlp_backward(Tensor grad, Tensor grad_logdet, Tensor hidden, Tensor x, {_COUPLED}, {_COUPLING},"
-    f" int needs, str backend) -> ({_GRADIENTS}, Tensor, Tensor)",
+    f" int needs, str backend) -> ({_GRADIENTS}, Tensor)",
     _fake_coupling_backward,
     backends=("cpu",),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from gmkernels.core.layout import address
 from gmkernels.core.native import DTYPES, cpu
 
-from .library import coupling_outputs, gradients, outputs
+from .library import coupling_outputs, gradients, likelihood_outputs, outputs
 
 _core = cpu()
 _ACTIVATIONS = {"relu": 0, "silu": 1, "tanh": 2}
@@ -35,7 +35,15 @@ def _lift(arguments: Sequence[Any]) -> list[Any]:
 
 
 def _forward(
-    x: Tensor, first: int, parameters: Parameters, activation: str, y: Tensor, hidden: Tensor, coupling: Any
+    x: Tensor,
+    first: int,
+    parameters: Parameters,
+    activation: str,
+    y: Tensor,
+    hidden: Tensor,
+    coupling: Any = None,
+    each: Any = None,
+    judge: Any = None,
 ) -> None:
     """``first`` is the width that the first layer reads."""
     if not y.numel() and not hidden.numel():
@@ -43,8 +51,8 @@ def _forward(
     x, flat = _rows(x), [None if t is None else t.contiguous() for t in parameters]
     widths = [first, *(w.shape[0] for w in flat[::2] if w is not None)]
     _core.mlp(
-        x.shape[0], widths, DTYPES[x.dtype], _ACTIVATIONS[activation], x.data_ptr(), x.stride(0), 0, 0,
-        list(map(address, flat)), y.data_ptr(), hidden.data_ptr(), 0, [], coupling,
+        y.shape[0], widths, DTYPES[x.dtype], _ACTIVATIONS[activation], x.data_ptr(), x.stride(0), 0, 0,
+        list(map(address, flat)), y.data_ptr(), hidden.data_ptr(), 0, [], coupling, each, judge,
     )  # fmt: skip
 
 
@@ -57,15 +65,17 @@ def _backward(
     activation: str,
     found: Sequence[Tensor],
     needs: int,
-    coupling: Any,
+    coupling: Any = None,
+    each: Any = None,
+    judge: Any = None,
 ) -> None:
     grad, hidden, x = _rows(grad), hidden.contiguous(), _rows(x)
     flat = [None if t is None else t.contiguous() for t in parameters]
     widths = [first, *(w.shape[0] for w in flat[::2] if w is not None)]
     by_x, *by_parameters = _places(found, needs)
     _core.mlp_backward(
-        x.shape[0], widths, DTYPES[x.dtype], _ACTIVATIONS[activation], x.data_ptr(), x.stride(0), grad.data_ptr(),
-        grad.stride(0), list(map(address, flat)), 0, hidden.data_ptr(), by_x, by_parameters, coupling,
+        grad.shape[0], widths, DTYPES[x.dtype], _ACTIVATIONS[activation], x.data_ptr(), x.stride(0), grad.data_ptr(),
+        grad.stride(0), list(map(address, flat)), 0, hidden.data_ptr(), by_x, by_parameters, coupling, each, judge,
     )  # fmt: skip
 
 
@@ -78,18 +88,51 @@ def mlp(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     if _half(x):
         y, hidden = mlp(*_lift((x, *rest)))
         return y.to(x.dtype), hidden
-    *parameters, activation = rest
-    y, hidden = outputs(x, parameters)
-    _forward(x, x.shape[1], parameters, activation, y, hidden, None)
+    *parameters, each, activation = rest
+    y, hidden = outputs(x, parameters, each)
+    rows = None if each is None else each.contiguous()
+    pairs = None if rows is None else (len(rows), rows.data_ptr(), 0)
+    _forward(x, x.shape[1], parameters, activation, y, hidden, each=pairs)
     return y, hidden
 
 
 def mlp_backward(grad: Tensor, hidden: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     if _half(x):
         return tuple(t.to(x.dtype) for t in mlp_backward(*_lift((grad, hidden, x, *rest))))
-    *parameters, activation, needs = rest
-    found = gradients(x, parameters, needs)
-    _backward(grad, hidden, x, x.shape[1], parameters, activation, found, needs, None)
+    *parameters, each, activation, needs = rest
+    found = gradients(x, (*parameters, each), needs)
+    if each is not None and not len(grad):
+        return tuple(t.zero_() for t in found)
+    rows = None if each is None else each.contiguous()
+    pairs = None if rows is None else (len(rows), rows.data_ptr(), *_places(found[-1:], needs >> len(found) - 1))
+    _backward(grad, hidden, x, x.shape[1], parameters, activation, found[:-1], needs, each=pairs)
+    return found
+
+
+def bernoulli_log_likelihood_mlp(z: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if _half(z):
+        return bernoulli_log_likelihood_mlp(*_lift((z, *rest)))
+    *parameters, x, activation = rest
+    found, slopes, hidden = likelihood_outputs(z, parameters)
+    if not slopes.numel():
+        found.zero_()
+    if len(z):
+        x = _rows(x)
+        judge = (x.data_ptr(), x.stride(0), len(z) // len(x), found.data_ptr(), 0)
+        _forward(z, z.shape[1], parameters, activation, slopes, hidden, judge=judge)
+    return found, slopes, hidden
+
+
+def bernoulli_log_likelihood_mlp_backward(
+    grad: Tensor, slopes: Tensor, hidden: Tensor, z: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    if _half(z):
+        found = bernoulli_log_likelihood_mlp_backward(*_lift((grad, slopes, hidden, z, *rest)))
+        return tuple(t.to(z.dtype) for t in found)
+    *parameters, _, activation, needs = rest
+    found, grad = gradients(z, parameters, needs), grad.contiguous()
+    judge = (0, 0, 0, 0, grad.data_ptr())
+    _backward(slopes, hidden, z, z.shape[1], parameters, activation, found, needs, judge=judge)
     return found
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gmkernels.core import product
 from gmkernels.ops.coupling.reference import affine_coupling
+from gmkernels.ops.gaussian.reference import bernoulli_log_likelihood
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "silu": F.silu, "tanh": torch.tanh}
 
@@ -23,7 +24,9 @@ def layers(parameters: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor | N
 
 def mlp(x: Tensor, *rest: Tensor | str | None) -> tuple[Tensor, Tensor]:
     """The output, and the hidden layers' numbers before activation side by side."""
-    *parameters, activation = rest
+    *parameters, each, activation = rest
+    if each is not None:
+        x = paired(x, each, activation)  # type: ignore[arg-type]
     hidden: list[Tensor] = []
     for weight, bias in layers(parameters):  # type: ignore[arg-type]
         x = product.linear(ACTIVATIONS[activation](hidden[-1]) if hidden else x, weight, bias)  # type: ignore[index]
@@ -31,18 +34,33 @@ def mlp(x: Tensor, *rest: Tensor | str | None) -> tuple[Tensor, Tensor]:
     return x, torch.cat(hidden[:-1], 1) if len(hidden) > 1 else x[:, :0]
 
 
+def paired(x: Tensor, each: Tensor, activation: str) -> Tensor:
+    """What a perceptron reads of every sample with every row of ``each``."""
+    # Contiguous, because its derivatives are sums that PyTorch takes in the order that elements have in memory.
+    return ACTIVATIONS[activation]((x.contiguous().unsqueeze(1) + each.contiguous()).flatten(0, 1))
+
+
 def affine_coupling_mlp(x: Tensor, *rest: Tensor | str | int | float | bool | None) -> tuple[Tensor, Tensor, Tensor]:
     """y, the log-determinant, and all layers' numbers before activation."""
     *parameters, norm_log_scale, norm_shift, split, activation, scale_map, clamp, inverse = rest
     left, right = x.tensor_split((split,), dim=1)  # type: ignore[arg-type]
     kept, changed = (left, right) if split > 0 else (right, left)  # type: ignore[operator]
-    params, hidden = mlp(kept, *parameters, activation)  # type: ignore[arg-type]
+    params, hidden = mlp(kept, *parameters, None, activation)  # type: ignore[arg-type]
     log_scale, shift = params.chunk(2, dim=1)
     y, logdet = affine_coupling(changed, log_scale, shift, None, scale_map, clamp, inverse)  # type: ignore[arg-type]
     whole = torch.cat((kept, y) if split > 0 else (y, kept), dim=1)  # type: ignore[operator]
     if norm_log_scale is not None:
         whole, logdet = normed(whole, logdet, norm_log_scale, norm_shift)  # type: ignore[arg-type]
     return whole, logdet, torch.cat((hidden, params), 1)
+
+
+def bernoulli_log_likelihood_mlp(z: Tensor, *rest: Tensor | str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The log-likelihoods, their derivatives by the logits, and the hidden layers' numbers before activation."""
+    *parameters, x, activation = rest
+    logits, hidden = mlp(z, *parameters, None, activation)
+    each = x.repeat_interleave(len(z) // max(len(x), 1), 0)  # type: ignore[union-attr, arg-type]
+    found = bernoulli_log_likelihood(logits, each)
+    return found, (each - logits.sigmoid()).to(found.dtype), hidden
 
 
 def normed(y: Tensor, logdet: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -149,6 +149,8 @@ _PIXEL_ERRORS = (
     ErrorCase(
         "x too wide", _spoil(x=torch.ones(3, 5)), ValueError, r"x must have the shape of logits, \(3, 4\).*\(3, 5\)"
     ),
+    ErrorCase("batch_dims 0", _spoil(batch_dims=0), ValueError, "batch_dims must be an int, 1 or more, got 0"),
+    ErrorCase("batch_dims 2", _spoil(batch_dims=2), ValueError, r"logits must have.*more than 2 dim.*got \(3, 4\)"),
     ErrorCase("weight is a list", _spoil(weight=[1.0]), TypeError, "weight must be a torch.Tensor, got list"),
     ErrorCase(
         "integer weight", _spoil(weight=torch.ones(4, dtype=torch.int64)), TypeError, "weight must be float.*int64"
@@ -160,19 +162,37 @@ _PIXEL_ERRORS = (
 )
 
 
+def _judged_together(make: _Make, *shared: str) -> _Make:
+    """Several draws of an image, judged by one tensor (images, 1, ...)."""
+
+    def several(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Case:
+        case = make(sizes, dtype, generator)
+        tensors = {k: v if k in shared else torch.stack([v, 0.25 - v], 1) for k, v in case.tensors.items()}
+        for name in shared:
+            tensors[name] = tensors[name].unsqueeze(1)
+        return Case(tensors, {"batch_dims": 2})
+
+    return several
+
+
+def _draws(x: Tensor, mean: Tensor, **arguments: Any) -> Tensor:
+    return gaussian_log_likelihood(x=x.expand_as(mean), mean=mean, **arguments)
+
+
 def _pixel_row(form: str) -> OperatorRow:
+    together = form == "draws"
     return OperatorRow(
         name=f"bernoulli_log_likelihood[{form}]",
         operator="bernoulli_log_likelihood",
         function=bernoulli_log_likelihood,
         outputs=("log_likelihood",),
-        make=_pixels(form),
+        make=_judged_together(_pixels("weight"), "x", "weight") if together else _pixels(form),
         errors=_PIXEL_ERRORS if form == "plain" else (),
         dtypes=LOW if form == "mixed" else (*FLOATS, *LOW),
         differentiable=("logits", "x"),
-        part=narrow("logits", "x", *["weight"] * (form == "weight")),
+        part=narrow("logits", "x", *["weight"] * (form in ("weight", "draws"))),
         batched=("logits", "x"),
-        same_bits=("log_likelihood", "grad_logits", "grad_x"),
+        same_bits=("log_likelihood", "grad_logits", *["grad_x"] * (not together)),
         nonfinite=("logits",) if form == "plain" else (),
         extremes=_pixel_extremes if form == "plain" else None,
         **_COMMON,
@@ -220,13 +240,13 @@ def _normal_row(form: str, function: Callable[..., Tensor], *names: str) -> Oper
     return OperatorRow(
         name=f"{function.__name__}[{form}]",
         operator="gaussian_log_likelihood",
-        function=function,
+        function=_draws if form == "draws" else function,
         outputs=("log_likelihood",),
-        make=_normal(form, *names),
+        make=_judged_together(_normal("weight", *names), "x") if form == "draws" else _normal(form, *names),
         errors=_NORMAL_ERRORS if plain else (),
         dtypes=LOW if form == "mixed" else (*FLOATS, *LOW),
         differentiable=names,
-        part=narrow(*names, *["weight"] * (form == "weight")) if form != "broadcast" else None,
+        part=narrow(*names, *["weight"] * (form in ("weight", "draws"))) if form != "broadcast" else None,
         batched=names,
         same_bits=("log_likelihood", *(f"grad_{name}" for name in names if form != "broadcast")),
         nonfinite=names if plain else (),
@@ -239,10 +259,10 @@ ROWS = (
     _posterior_row("plain"),
     _posterior_row("beta", beta=4.0),
     _posterior_row("free bits", beta=0.5, free_bits=0.6),
-    *(_pixel_row(form) for form in ("plain", "mask", "weight", "mixed")),
+    *(_pixel_row(form) for form in ("plain", "mask", "weight", "mixed", "draws")),
     *(
         _normal_row(form, gaussian_log_likelihood, "mean", "logvar", "x")
-        for form in ("plain", "mask", "weight", "mixed", "broadcast")
+        for form in ("plain", "mask", "weight", "mixed", "broadcast", "draws")
     ),
     _normal_row("standard", gaussian_log_prob, "x"),
     _normal_row("full", gaussian_log_prob, "x", "mean", "logvar"),

@@ -41,11 +41,27 @@ def _layers(widths: tuple[int, ...], bias: bool, dtype: torch.dtype, generator: 
     return tensors
 
 
-def _perceptron(depth: int, bias: bool, activation: str) -> Callable[..., Case]:
+def _perceptron(depth: int, bias: bool, activation: str, rows: int) -> Callable[..., Case]:
     def make(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Case:
         batch, inputs, hidden, outputs = sizes
         widths = (inputs, *[hidden] * (depth - 1), outputs)
         tensors = {"x": draw((batch, inputs), dtype, generator), **_layers(widths, bias, dtype, generator)}
+        if rows:
+            tensors["each"] = draw((rows, inputs), dtype, generator)
+        return Case(tensors, {"activation": activation})
+
+    return make
+
+
+def _decoder(depth: int, samples: int, activation: str) -> Callable[..., Case]:
+    """Images of which each judges some samples in turn."""
+
+    def make(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Case:
+        images, latents, hidden, features = sizes
+        widths = (latents, *[hidden] * (depth - 1), features)
+        pixels = torch.randint(257, (images, features), generator=generator) / 256
+        z = draw((images * samples, latents), dtype, generator)
+        tensors = {"z": z, **_layers(widths, True, dtype, generator), "x": pixels.to(dtype)}
         return Case(tensors, {"activation": activation})
 
     return make
@@ -85,6 +101,22 @@ _ERRORS = (
     ErrorCase("two devices", lambda a: a.update(weight1=a["weight1"].to("meta")), ValueError, "one device.*on meta"),
     ErrorCase("backend", _spoil(backend="gpu"), ValueError, "unknown backend 'gpu'"),
 )
+_EACH_ERRORS = (
+    ErrorCase("rows are a list", _spoil(each=[[1.0]]), TypeError, "each must be a torch.Tensor, got list"),
+    ErrorCase("one row", lambda a: a.update(each=a["each"][0]), ValueError, r"each must have 2 dimensions \(rows, inp"),
+    ErrorCase("short rows", lambda a: a.update(each=a["each"][:, :3]), ValueError,
+              r"each must have shape \(2, 4\), got \(2, 3\)"),
+    ErrorCase("two dtypes", lambda a: a.update(each=a["each"].half()), TypeError, "share one dtype.*float16"),
+    ErrorCase("two devices", lambda a: a.update(each=a["each"].to("meta")), ValueError, "one device.*on meta"),
+)  # fmt: skip
+_DECODER_ERRORS = (
+    ErrorCase("z is a list", _spoil(z=[1.0]), TypeError, "z must be a torch.Tensor, got list"),
+    ErrorCase("a pixel less", lambda a: a.update(x=a["x"][:, :2]), ValueError, r"x must have shape \(2, 3\), got"),
+    ErrorCase("bytes", lambda a: a.update(x=a["x"].byte()), TypeError, "x must be float.*uint8"),
+    ErrorCase("another number", lambda a: a.update(z=a["z"][:1]), ValueError, "multiple of the images, got 1 samples of 2"),
+    ErrorCase("no images", lambda a: a.update(x=a["x"][:0]), ValueError, "multiple of the images, got 2 samples of 0"),
+    ErrorCase("two dtypes", lambda a: a.update(x=a["x"].half()), TypeError, "share one dtype.*float16"),
+)  # fmt: skip
 _COUPLING_ERRORS = (
     ErrorCase("x is a list", _spoil(x=[1.0]), TypeError, "x must be a torch.Tensor, got list"),
     ErrorCase("split of all", _spoil(split=6), ValueError, r"leave some features on both sides, got \(2, 6\) and 6"),
@@ -105,16 +137,18 @@ _NORM_ERRORS = (
 )  # fmt: skip
 
 
-def _row(depth: int, activation: str, bias: bool = True, **more: Any) -> OperatorRow:
+def _row(depth: int, activation: str, bias: bool = True, rows: int = 0, **more: Any) -> OperatorRow:
     names = ["x"]
     for i in range(1, depth + 1):
         names += [f"weight{i}", f"bias{i}"] if bias else [f"weight{i}"]
+    if rows:
+        names.append("each")
     return OperatorRow(
-        name=f"mlp[{depth}, {activation}{'' if bias else ', no bias'}]",
+        name=f"mlp[{depth}, {activation}{'' if bias else ', no bias'}{', each' if rows else ''}]",
         operator="mlp",
         function=_listed(family.mlp),
         outputs=("y",),
-        make=_perceptron(depth, bias, activation),
+        make=_perceptron(depth, bias, activation, rows),
         # (batch, inputs, hidden, outputs)
         sizes=(
             *((2, 4, 5, 3), (3, 1, 1, 1), (0, 3, 2, 4), (2, 0, 3, 2), (3, 2, 0, 2), (3, 2, 3, 0), (1, 17, 16, 15)),
@@ -128,6 +162,30 @@ def _row(depth: int, activation: str, bias: bool = True, **more: Any) -> Operato
         part=narrow("x"),
         batched=("x",),
         nonfinite=("x",),
+        **more,
+    )
+
+
+def _decoder_row(depth: int, samples: int, activation: str, **more: Any) -> OperatorRow:
+    names = ["z", *(f"{kind}{i}" for i in range(1, depth + 1) for kind in ("weight", "bias")), "x"]
+    return OperatorRow(
+        name=f"bernoulli_log_likelihood_mlp[{depth}, {samples}]",
+        operator="bernoulli_log_likelihood_mlp",
+        function=_listed(family.bernoulli_log_likelihood_mlp),
+        outputs=("log_likelihood",),
+        make=_decoder(depth, samples, activation),
+        # (images, latents, hidden, features)
+        sizes=(
+            *((2, 4, 5, 3), (3, 1, 1, 1), (0, 3, 2, 4), (2, 0, 3, 2), (3, 2, 0, 2), (3, 2, 3, 0), (1, 17, 16, 15)),
+            *((33, 20, 33, 18), (9, 70, 65, 66)),
+        ),
+        ranks=(4,),
+        dynamic=((3, 4, 5, 8), (7, 4, 5, 8)),
+        differentiable=tuple(names),
+        order=2,
+        part=narrow("z", "x") if samples == 1 else None,
+        batched=("z", "x") if samples == 1 else (),
+        nonfinite=("z",),
         **more,
     )
 
@@ -165,6 +223,10 @@ ROWS = (
     _row(4, "tanh"),
     _row(1, "relu", bias=False),
     _row(3, "relu", bias=False),
+    _row(1, "relu", rows=2, errors=_EACH_ERRORS),
+    _row(2, "relu", rows=8),
+    _decoder_row(2, 1, "relu", errors=_DECODER_ERRORS),
+    _decoder_row(1, 2, "relu"),
     _coupling_row("exp", "relu", True, errors=_COUPLING_ERRORS),
     _coupling_row("tanh", "silu", False),
     _coupling_row("soft_clip", "tanh", True, inverse=True),
