@@ -57,13 +57,15 @@ def _fast(x: Tensor) -> bool:
     return x.is_cpu and not torch.is_autocast_enabled("cpu")
 
 
-def _perceptron(x: Tensor, layers: list[nn.Linear]) -> Tensor:
-    """Linear layers with ReLU between them, in one call where the kernels are the faster way."""
-    if not _fast(x) or len(layers) > 4:
-        for i, layer in enumerate(layers):
-            x = layer(x.relu() if i else x)
-        return x
-    return gmk.mlp(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
+def _perceptron(x: Tensor, layers: list[nn.Linear], each: Tensor | None = None) -> Tensor:
+    """Linear layers with ReLU between them, in one call where the kernels are the faster way; ``each`` as there."""
+    if _fast(x) and 0 < len(layers) <= 4:
+        return gmk.mlp(x, [layer.weight for layer in layers], [layer.bias for layer in layers], each=each)
+    if each is not None:
+        x = (x.unsqueeze(1) + each).relu_()
+    for i, layer in enumerate(layers):
+        x = layer(x.relu() if i else x)
+    return x
 
 
 def _through(first: Joint, rest: nn.Sequential, x: Tensor, y: Tensor | None) -> Tensor:
@@ -113,7 +115,10 @@ class Encoder(nn.Module):
 
     def every(self, x: Tensor) -> Tensor:
         """``x`` with every class: (B, classes, outputs)."""
-        return _after(self.rest, self.first.every(self.trunk(x)))
+        layers = _linears(self.rest)
+        if not layers:
+            return self.first.every(self.trunk(x))
+        return _perceptron(_perceptron(self.trunk(x), [self.first.linear]), layers, self.first.classes)
 
 
 class Decoder(nn.Module):
@@ -139,14 +144,40 @@ class Decoder(nn.Module):
 
     def every(self, z: Tensor) -> Tensor:
         """``z`` (B, classes, latents), one for each class, to (B, classes, *shape)."""
-        few = _fast(z) and len(_linears(self.rest)) < 4
-        h = self.every_in_one(z) if few else _after(self.rest, self.first.every(z))
-        return self.head(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+        layers = self.in_one(z.flatten(0, 1), _every_class(z))
+        h = _after(self.rest, self.first.every(z)).flatten(0, 1) if layers is None else gmk.mlp(*layers)
+        return self.head(h).unflatten(0, z.shape[:2])
 
-    def every_in_one(self, z: Tensor) -> Tensor:
-        """The layers of :meth:`every` in one call: what joins the few latents to the class is cheap to do anew for each."""
-        every = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(len(z), -1, -1)
-        first, rest = self.first.linear, _linears(self.rest)
-        weight = torch.cat([first.weight, self.first.classes.t()], 1)  # type: ignore[union-attr]
-        layers = [weight, *(layer.weight for layer in rest)], [first.bias, *(layer.bias for layer in rest)]
-        return gmk.mlp(torch.cat([z, every], 2).flatten(0, 1), *layers).unflatten(0, z.shape[:2])
+    def log_likelihood(self, z: Tensor, y: Tensor | None, x: Tensor) -> Tensor | None:
+        """``log p(x|z)`` (B,) of latents (B, latents) under Bernoulli pixels, decoder and likelihood in one call.
+
+        Or ``z`` (B, classes, latents), one for each class, to (B, classes). None where the two are better apart.
+        """
+        if not isinstance(self.head, nn.Unflatten):
+            return None
+        if self.first.classes is not None:
+            y = _every_class(z) if z.dim() == 3 else F.one_hot(y, len(self.first.classes)).to(z.dtype)  # type: ignore[arg-type]
+        layers = self.in_one(z.flatten(0, -2), y)
+        if layers is None:
+            return None
+        return gmk.bernoulli_log_likelihood_mlp(*layers, x=x.flatten(1)).view(z.shape[:-1])
+
+    def in_one(self, z: Tensor, y: Tensor | None) -> tuple[Tensor, list[Tensor], list[Tensor]] | None:
+        """What one call makes an output of: latents and one-hot classes side by side, weights and biases.
+
+        Unlike an image, latents are few, and what joins them to a class is cheap to do anew for each. None where layer
+        after layer is the faster way.
+        """
+        layers = [self.first.linear, *_linears(self.rest)]
+        if not _fast(z) or len(layers) > 4:
+            return None
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        if self.first.classes is not None:
+            z = torch.cat([z, y], 1)  # type: ignore[list-item]
+            weights[0] = torch.cat([weights[0], self.first.classes.t()], 1)
+        return z, weights, [layer.bias for layer in layers]
+
+
+def _every_class(z: Tensor) -> Tensor:
+    """The one-hot classes of latents (B, classes, latents), (B * classes, classes)."""
+    return torch.eye(z.shape[1], dtype=z.dtype, device=z.device).repeat(len(z), 1)

@@ -149,12 +149,11 @@ class SemiSupervisedVAE(ConditionalVAE):
         """
         mu, logvar = self.encoder.every(x).flatten(0, 1).chunk(2, 1)
         z, kl = gmk.reparameterize_kl(mu, logvar, key)
-        output = self.decoder.every(z.unflatten(0, (len(x), self.classes)))
-        repeated = x.unsqueeze(1).expand_as(output)
-        log_likelihood = self.log_likelihood(output.flatten(0, 1), repeated.flatten(0, 1))
+        log_likelihood = self.judge(z.unflatten(0, (len(x), self.classes)), None, x)
         if not torch.compiler.is_compiling() and not finite(log_likelihood, kl):
+            output = self.decoder.every(z.unflatten(0, (len(x), self.classes)))
             raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, output)}")
-        return -log_likelihood.view(len(x), -1), kl.view(len(x), -1)
+        return -log_likelihood, kl.view(len(x), -1)
 
     def unlabelled(self, x: Tensor, key: Tensor) -> dict[str, Tensor]:
         """``-U(x)`` as ``loss``, and its parts, each (B,), of pixels."""

@@ -185,10 +185,30 @@ class VAE(Model):
         return mu, logvar
 
     def log_likelihood(self, output: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """``log p(x|z)`` (B,) of what the decoder made of ``z``; ``weight`` multiplies each pixel's term."""
+        """``log p(x|z)`` (B,) of what the decoder made of ``z``; ``weight`` multiplies each pixel's term.
+
+        An output (B, n, *shape) holds several for each image, and the result is (B, n).
+        """
+        batch_dims = output.dim() - len(self.shape)
+        if batch_dims == 2:
+            x = x.unsqueeze(1).expand_as(output)
         if self.likelihood == "bernoulli":
-            return gmk.bernoulli_log_likelihood(output, x, weight)
-        return gmk.gaussian_log_likelihood(output, self.pixel_logvar, x, weight)
+            return gmk.bernoulli_log_likelihood(output, x, weight, batch_dims=batch_dims)
+        return gmk.gaussian_log_likelihood(output, self.pixel_logvar, x, weight, batch_dims=batch_dims)
+
+    def judge(self, z: Tensor, y: Tensor | None, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """``log p(x|z)`` (n,) of latents (n, latents), of which so many in turn belong to one image as there are more.
+
+        Or of latents (B, classes, latents), one for each class (and no ``y``), (B, classes).
+        """
+        if self.likelihood == "bernoulli" and weight is None:
+            found = self.decoder.log_likelihood(z, y, x)
+            if found is not None:
+                return found
+        output = self.decoder.every(z) if z.dim() == 3 else self.decoder(z, y)
+        if len(output) != len(x):
+            output = output.unflatten(0, (len(x), -1))
+        return self.log_likelihood(output, x, weight).view(z.shape[:-1])
 
     def mean(self, output: Tensor) -> Tensor:
         """The expected image of what the decoder made of ``z``."""
@@ -201,10 +221,9 @@ class VAE(Model):
         mu, logvar = self.posterior(x, y, mask)
         z, penalty = gmk.reparameterize_kl(mu, logvar, key, free_bits=self.free_bits, first=first)
         kl = penalty if self.free_bits is None else kl_divergence(mu, logvar).sum(1)
-        output = self.decoder(z, y)
-        reconstruction = -self.log_likelihood(output, x, mask)
+        reconstruction = -self.judge(z, y, x, mask)
         if not torch.compiler.is_compiling() and not finite(reconstruction, penalty):
-            raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, output)}")
+            raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, self.decoder(z, y))}")
         return Terms(reconstruction, kl, penalty)
 
     def cause(self, x: Tensor, mu: Tensor, logvar: Tensor, output: Tensor) -> str:
@@ -259,7 +278,7 @@ class VAE(Model):
         x, y = self.targets(x, key), self.labels(y, len(x))
         mu, logvar = self.posterior(x, y)
         z, kl = gmk.reparameterize_kl(mu, logvar, key)
-        return Terms(-self.log_likelihood(self.decoder(z, y), x), kl, kl)
+        return Terms(-self.judge(z, y, x), kl, kl)
 
     def iwae(
         self,
@@ -287,12 +306,8 @@ class VAE(Model):
             part, label = x[i : i + step], None if y is None else y[i : i + step]
             mu, logvar = (t.repeat_interleave(samples, 0) for t in self.posterior(part, label))
             z, _ = gmk.reparameterize_kl(mu, logvar, key, first=i * samples)
-            output = self.decoder(z, None if label is None else label.repeat_interleave(samples, 0))
-            weight = (
-                self.log_likelihood(output, part.repeat_interleave(samples, 0))
-                + gmk.gaussian_log_prob(z)
-                - gmk.gaussian_log_prob(z, mu, logvar)
-            )
+            likelihood = self.judge(z, None if label is None else label.repeat_interleave(samples, 0), part)
+            weight = likelihood + gmk.gaussian_log_prob(z) - gmk.gaussian_log_prob(z, mu, logvar)
             parts.append(weight.view(-1, samples).logsumexp(1) - math.log(samples))
         return torch.cat(parts) if parts else x.new_zeros(0)
 
