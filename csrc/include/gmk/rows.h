@@ -38,12 +38,12 @@ template <class T> struct Input {
   GMK_OUTLINE const T* block_apart(int64_t b, int64_t i, int n) {
     int64_t o = 0, k = i;
     if (i >= length) o = i / length, k = i % length;  // a division costs as much as a short row
-    const int64_t start = b * rows.batch + o * rows.outer + k * rows.inner;
+    const auto start = [&] { return b * rows.batch + o * rows.outer + k * rows.inner; };
     if (rows.inner == 1 && k + n <= length && rows.dtype == dtype_of<T>())
-      return static_cast<const T*>(rows.data) + start;
+      return static_cast<const T*>(rows.data) + start();
     for (int done = 0; done < n; k = 0, ++o) {
       const int64_t piece = std::min<int64_t>(n - done, length - k);
-      read(buffer + done, rows.data, rows.dtype, b * rows.batch + o * rows.outer + k * rows.inner, rows.inner, piece);
+      read(buffer + done, rows.data, rows.dtype, start(), rows.inner, piece);
       done += int(piece);
     }
     return buffer;
