@@ -20,30 +20,55 @@ template <class T> GMK_INLINE mask_of<T> kept_lanes(const uint8_t* mask, int n) 
 
 constexpr int64_t kTask = 4096;  // elements
 
+// inner() of n log-scales, where the map has one, in a loop of its own. The two chains of tanh and of the exp of its
+// result together are longer than what a processor looks ahead, which then waits for one element after the other.
+template <int Map, class T> GMK_INLINE const T* inner_block(const T* s, int n, T* buffer) {
+  if constexpr (has_inner<Map>) {
+    each_pack(n, [&](int p, int lanes) { put(buffer, p, lanes, inner<Map>(get(s, p, lanes))); });
+    return buffer;
+  }
+  return s;
+}
+
+// Calls f(masked, inverse) with constants: left inside, these branches cost as much as exp.
+template <class F> GMK_INLINE void settled(bool masked, bool inverse, const F& f) {
+  using Yes = std::true_type;
+  using No = std::false_type;
+  if (masked)
+    inverse ? f(Yes{}, Yes{}) : f(Yes{}, No{});
+  else
+    inverse ? f(No{}, Yes{}) : f(No{}, No{});
+}
+
 template <class T, int Map> struct Affine {
   using P = pack<T>;
   using D = dual<P>;
 
   static void forward(const Args& a) {
-    const T c = scale_constant<T>(a.scale_map, a.clamp);
-    const bool inverse = a.inverse;
+    const T constant = scale_constant<T>(a.scale_map, a.clamp);
     each_row(a.sizes, kTask, [&] {
       return [&, x = Input<T>(a.x, a.sizes), s = Input<T>(a.log_scale, a.sizes), t = Input<T>(a.shift, a.sizes),
               y = Output<T>(a.out_y, a.x.dtype)](int64_t b, int64_t features) mutable {
+        const T c = constant;  // a copy that no store can reach
         RowSum<T> logdet;
+        T inner_buffer[kBlock];
         for (int64_t i = 0; i < features; i += kBlock) {
           const int n = int(std::min<int64_t>(kBlock, features - i));
           const T *px = x.block(b, i, n), *ps = s.block(b, i, n), *pt = t.block(b, i, n);
+          const T* ph = inner_block<Map>(ps, n, inner_buffer);
           T* py = y.block(b * features + i);
-          each_pack(n, [&](int p, int lanes) {
-            const P xp = get(px, p, lanes);
-            Forward<P> f = affine_forward<Map>(xp, get(ps, p, lanes), get(pt, p, lanes), c, inverse);
-            if (a.mask) {
-              const auto kept = kept_lanes<T>(a.mask + i + p * kLanes, lanes);
-              f = {select<T>(kept, xp, f.y), select<T>(kept, T(0), f.a)};
-            }
-            put(py, p, lanes, f.y);
-            logdet.add(p, lanes, f.a);
+          settled(a.mask, a.inverse, [&](auto masked, auto inverse) {
+            each_pack(n, [&](int p, int lanes) {
+              const P xp = get(px, p, lanes);
+              const Scale<P> k = scale<Map>(get(ps, p, lanes), get(ph, p, lanes), c, inverse);
+              Forward<P> f = affine_forward(xp, k, get(pt, p, lanes), inverse);
+              if constexpr (decltype(masked)::value) {
+                const auto kept = kept_lanes<T>(a.mask + i + p * kLanes, lanes);
+                f = {select<T>(kept, xp, f.y), select<T>(kept, T(0), f.a)};
+              }
+              put(py, p, lanes, f.y);
+              logdet.add(p, lanes, f.a);
+            });
           });
           y.commit(b * features + i, n);
         }
@@ -53,28 +78,32 @@ template <class T, int Map> struct Affine {
   }
 
   static void backward(const Args& a) {
-    const T c = scale_constant<T>(a.scale_map, a.clamp);
-    const bool inverse = a.inverse;
+    const T constant = scale_constant<T>(a.scale_map, a.clamp);
     each_row(a.sizes, kTask, [&] {
       return [&, g = Input<T>(a.grad_y, a.sizes), x = Input<T>(a.x, a.sizes), s = Input<T>(a.log_scale, a.sizes),
-              t = Input<T>(inverse ? a.shift : a.x, a.sizes), dx = Output<T>(a.out_x, a.x.dtype),
+              t = Input<T>(a.inverse ? a.shift : a.x, a.sizes), dx = Output<T>(a.out_x, a.x.dtype),
               ds = Output<T>(a.out_s, a.log_scale.dtype)](int64_t b, int64_t features) mutable {
+        const T c = constant;
+        T inner_buffer[kBlock];
         const P l(static_cast<const T*>(a.grad_logdet)[b]);
         for (int64_t i = 0; i < features; i += kBlock) {
           const int n = int(std::min<int64_t>(kBlock, features - i));
           const T *pg = g.block(b, i, n), *px = x.block(b, i, n), *ps = s.block(b, i, n);
-          const T* pt = inverse ? t.block(b, i, n) : px;
+          const T* pt = a.inverse ? t.block(b, i, n) : px;
+          const T* ph = inner_block<Map>(ps, n, inner_buffer);
           T *pdx = dx.block(b * features + i), *pds = ds.block(b * features + i);
-          each_pack(n, [&](int p, int lanes) {
-            const P gp = get(pg, p, lanes);
-            Backward<P> r =
-                affine_backward<Map>(gp, l, get(px, p, lanes), get(ps, p, lanes), get(pt, p, lanes), c, inverse);
-            if (a.mask) {
-              const auto kept = kept_lanes<T>(a.mask + i + p * kLanes, lanes);
-              r = {select<T>(kept, gp, r.x), select<T>(kept, T(0), r.s)};
-            }
-            put(pdx, p, lanes, r.x);
-            put(pds, p, lanes, r.s);
+          settled(a.mask, a.inverse, [&](auto masked, auto inverse) {
+            each_pack(n, [&](int p, int lanes) {
+              const P gp = get(pg, p, lanes);
+              const Scale<P> k = scale<Map>(get(ps, p, lanes), get(ph, p, lanes), c, inverse);
+              Backward<P> r = affine_backward(gp, l, get(px, p, lanes), k, get(pt, p, lanes), inverse);
+              if constexpr (decltype(masked)::value) {
+                const auto kept = kept_lanes<T>(a.mask + i + p * kLanes, lanes);
+                r = {select<T>(kept, gp, r.x), select<T>(kept, T(0), r.s)};
+              }
+              put(pdx, p, lanes, r.x);
+              put(pds, p, lanes, r.s);
+            });
           });
           dx.commit(b * features + i, n);
           ds.commit(b * features + i, n);
@@ -103,12 +132,13 @@ template <class T, int Map> struct Affine {
             const P along = get(pvx, p, lanes);
             const D xd(get(px, p, lanes), along), sd(get(ps, p, lanes), get(pvs, p, lanes)), td(get(pt, p, lanes));
             P y, ld;
+            const Scale<D> k = scale<Map>(sd, c, inverse);
             {
-              const Forward<D> f = affine_forward<Map>(xd, sd, td, c, inverse);
+              const Forward<D> f = affine_forward(xd, k, td, inverse);
               y = f.y.d;
               ld = f.a.d;
             }
-            const Backward<D> r = affine_backward<Map>(D(get(pg, p, lanes)), D(l), xd, sd, td, c, inverse);
+            const Backward<D> r = affine_backward(D(get(pg, p, lanes)), D(l), xd, k, td, inverse);
             P dx = r.x.d, ds = r.s.d;
             if (a.mask) {
               const auto kept = kept_lanes<T>(a.mask + i + p * kLanes, lanes);

@@ -9,19 +9,16 @@ namespace GMK_ISA {
 template <class N> struct Forward {
   N y, a;  // a is this element's part of the log-determinant
 };
-template <int Map, class N>
-GMK_INLINE Forward<N> affine_forward(const N& x, const N& s, const N& t, typename N::scalar c, bool inverse) {
-  const Scale<N> k = scale<Map>(s, c, inverse);
+template <class N> GMK_INLINE Forward<N> affine_forward(const N& x, const Scale<N>& k, const N& t, bool inverse) {
   return {inverse ? (x - t) * k.factor : fma(x, k.factor, t), inverse ? -k.a : k.a};
 }
 
 template <class N> struct Backward {
   N x, s;
 };
-template <int Map, class N>
-GMK_INLINE Backward<N> affine_backward(const N& g, const N& l, const N& x, const N& s, const N& t, typename N::scalar c,
+template <class N>
+GMK_INLINE Backward<N> affine_backward(const N& g, const N& l, const N& x, const Scale<N>& k, const N& t,
                                        bool inverse) {
-  const Scale<N> k = scale<Map>(s, c, inverse);
   const N d = inverse ? x - t : x, gm = g * k.factor;
   return {gm, fma(g * d, k.factor, l) * (inverse ? -k.slope : k.slope)};
 }

@@ -54,7 +54,8 @@ template <class T, int Map> struct CoupleBy {
   static T forward(const T* x, const T* s, const T* t, int64_t n, T c, bool inverse, T* y) {
     RowSum<T> logdet;
     walk(n, [&](int64_t i, int lanes) {
-      const Forward<P> f = affine_forward<Map>(get(x + i, lanes), get(s + i, lanes), get(t + i, lanes), c, inverse);
+      const Forward<P> f =
+          affine_forward(get(x + i, lanes), scale<Map>(get(s + i, lanes), c, inverse), get(t + i, lanes), inverse);
       put(y + i, lanes, f.y);
       logdet.add(int(i / kLanes % GMK_ISA::kPacks), lanes, f.a);
     });
@@ -63,9 +64,10 @@ template <class T, int Map> struct CoupleBy {
   static void backward(const T* g, T l, const T* x, const T* s, const T* t, int64_t n, T c, bool inverse, T* dx, T* ds,
                        T* dt, T* gy) {
     walk(n, [&](int64_t i, int lanes) {
-      const P gi = get(g + i, lanes), xi = get(x + i, lanes), si = get(s + i, lanes), ti = get(t + i, lanes);
-      const Backward<P> r = affine_backward<Map>(gi, P(l), xi, si, ti, c, inverse);
-      if (gy) put(gy + i, lanes, gi * affine_forward<Map>(xi, si, ti, c, inverse).y);
+      const P gi = get(g + i, lanes), xi = get(x + i, lanes), ti = get(t + i, lanes);
+      const Scale<P> k = scale<Map>(get(s + i, lanes), c, inverse);
+      const Backward<P> r = affine_backward(gi, P(l), xi, k, ti, inverse);
+      if (gy) put(gy + i, lanes, gi * affine_forward(xi, k, ti, inverse).y);
       if (dx) put(dx + i, lanes, r.x);
       put(ds + i, lanes, r.s);
       put(dt + i, lanes, inverse ? -r.x : gi);

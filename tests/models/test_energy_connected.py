@@ -17,14 +17,11 @@ from genmodels.data import Batch
 from genmodels.energy import BoltzmannMachine, Hopfield, Learning, capacity_curve
 from genmodels.energy.hopfield import flip, random_patterns
 from genmodels.sampling import Noise
+from tests.machines import states
 
 ALPHA = 5e-8
 SIGMAS = float(stats.norm.isf(ALPHA / 2))
 SPIN = pytest.mark.parametrize("spin", [False, True])
-
-
-def states(n: int) -> Tensor:
-    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=n)))
 
 
 def machine(visible: int = 4, hidden: int = 2, *, spin: bool = False, **options: object) -> BoltzmannMachine:

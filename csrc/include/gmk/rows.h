@@ -18,24 +18,32 @@ constexpr int kPacks = kBlock / kLanes;
 template <class T> struct Input {
   const gmk_rows rows;
   const int64_t length;  // of the inner dimension
+  const bool plain;      // every sample lies side by side in memory in the compute type
   T buffer[kBlock];
 
-  Input(const gmk_rows& r, const gmk_sizes& sizes) : rows(r), length(sizes.inner) {}
+  Input(const gmk_rows& r, const gmk_sizes& sizes)
+      : rows(r), length(sizes.inner), plain(r.inner == 1 && sizes.outer == 1 && r.dtype == dtype_of<T>()) {}
 
   // Elements i .. i + n of sample b.
-  const T* block(int64_t b, int64_t i, int n) {
+  GMK_INLINE const T* block(int64_t b, int64_t i, int n) {
+    if (!plain) return block_apart(b, i, n);
+    const T* here = static_cast<const T*>(rows.data) + b * rows.batch + i;
+    // The rows of a slice lie on different pages, where the processor's own prefetching stops: ask for the next one.
+    for (int ahead = 0; ahead < n; ahead += 64 / int(sizeof(T))) __builtin_prefetch(here + rows.batch + ahead);
+    return here;
+  }
+
+ private:
+  // Any layout, out of the way of the usual one: a call takes all vector registers from the loops around it.
+  GMK_OUTLINE const T* block_apart(int64_t b, int64_t i, int n) {
     int64_t o = 0, k = i;
     if (i >= length) o = i / length, k = i % length;  // a division costs as much as a short row
-    const int64_t start = b * rows.batch + o * rows.outer + k * rows.inner;
-    if (rows.inner == 1 && k + n <= length && rows.dtype == dtype_of<T>()) {
-      const T* here = static_cast<const T*>(rows.data) + start;
-      // The rows of a slice lie on different pages, where the processor's own prefetching stops: ask for the next one.
-      for (int ahead = 0; ahead < n; ahead += 64 / int(sizeof(T))) __builtin_prefetch(here + rows.batch + ahead);
-      return here;
-    }
+    const auto start = [&] { return b * rows.batch + o * rows.outer + k * rows.inner; };
+    if (rows.inner == 1 && k + n <= length && rows.dtype == dtype_of<T>())
+      return static_cast<const T*>(rows.data) + start();
     for (int done = 0; done < n; k = 0, ++o) {
       const int64_t piece = std::min<int64_t>(n - done, length - k);
-      read(buffer + done, rows.data, rows.dtype, b * rows.batch + o * rows.outer + k * rows.inner, rows.inner, piece);
+      read(buffer + done, rows.data, rows.dtype, start(), rows.inner, piece);
       done += int(piece);
     }
     return buffer;

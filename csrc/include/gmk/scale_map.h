@@ -13,7 +13,19 @@ template <class N> struct Scale {
   N a, slope, factor;
 };
 
-template <int Map, class N> GMK_INLINE Scale<N> scale(const N& s, typename N::scalar c, bool inverse) {
+// The elementary function inside a map whose log-scale is a constant times that function; else s itself.
+template <int Map> constexpr bool has_inner = Map == GMK_TANH || Map == GMK_ATAN;
+template <int Map, class N> GMK_INLINE N inner(const N& s) {
+  if constexpr (Map == GMK_TANH)
+    return tanh(s);
+  else if constexpr (Map == GMK_ATAN)
+    return atan(s);
+  else
+    return s;
+}
+
+// h is inner(s).
+template <int Map, class N> GMK_INLINE Scale<N> scale(const N& s, const N& h, typename N::scalar c, bool inverse) {
   using T = typename N::scalar;
   if constexpr (Map == GMK_SIGMOID || Map == GMK_RECIPROCAL_SIGMOID) {
     const N shifted = s + N(T(2)), g = sigmoid(shifted), e = g + N(c);
@@ -33,11 +45,10 @@ template <int Map, class N> GMK_INLINE Scale<N> scale(const N& s, typename N::sc
       a = pick(low, N(-c), pick(high, N(c), s));
       slope = pick(low, N(T(0)), pick(high, N(T(0)), N(T(1))));
     } else if constexpr (Map == GMK_TANH) {
-      const N h = tanh(s);
       a = N(c) * h;
       slope = fma(-h, h, N(T(1))) * N(c);
     } else if constexpr (Map == GMK_ATAN) {
-      a = N(c) * atan(s);
+      a = N(c) * h;
       slope = N(c) / fma(s, s, N(T(1)));
     } else {  // soft clip; c is 1 / clamp
       const N q = N(T(1)) + abs(s) * N(c);
@@ -46,6 +57,9 @@ template <int Map, class N> GMK_INLINE Scale<N> scale(const N& s, typename N::sc
     }
     return {a, slope, exp(inverse ? -a : a)};
   }
+}
+template <int Map, class N> GMK_INLINE Scale<N> scale(const N& s, typename N::scalar c, bool inverse) {
+  return scale<Map>(s, inner<Map>(s), c, inverse);
 }
 
 // The constant a map works with, rounded once from double.
