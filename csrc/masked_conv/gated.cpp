@@ -21,7 +21,7 @@ template <class T> void forward(const Args& args) {
   const Conv<T> conv(a, a.channels);
   const gmk_image keep = kept<T>(args), &cond = args.cond;
   const bool alike = cond.h == 0 && cond.w == 0;  // for all pixels of an image
-  conv.forward(2, [&](const auto& chunk, const auto& sums) {
+  conv.forward(2, {keep, a.outputs}, [&](const auto& chunk, const auto& sums) {
     const Buffer<T> out(kGated, chunk.count * sums.step);
     for (int64_t c = 0; c < chunk.count; ++c) {
       const int64_t first = chunk.first + c, other = chunk.other + c;
@@ -54,27 +54,44 @@ template <class T> void backward(const Args& args) {
   const gmk_image keep = kept<T>(args), &by_cond = args.out_cond;
   const int64_t size = a.outputs / a.groups, half = size / 2;
   const bool summed = a.out_bias || args.out_label;
-  const auto sums = conv.backward(a.outputs / 2, summed, [&](const Strip& u, int64_t c, const auto& planes, T* sum) {
-    const int64_t first = c / half * size + c % half, other = first + half, end = conv.reached(u);
-    T *const x = planes[first], *const y = planes[other];
-    pack_plane(conv.g, a.grad, a.dtype, u.n, c, u.begin, end, x);
-    std::copy_n(x, end - u.begin, y);
-    const T* const from = static_cast<const T*>(keep.data) + u.n * keep.n;
-    conv.g.rows(u.begin, std::min(end, conv.g.pixels), [&](int64_t line, int64_t begin, int64_t until, int64_t at) {
-      const T *t_row = from + first * keep.c + line * keep.h, *s_row = from + other * keep.c + line * keep.h;
-      for (int64_t i = begin; i < std::min(until, a.width); i += kLanes) {
-        const int lanes = int(std::min<int64_t>(kLanes, std::min(until, a.width) - i));
-        T *const to_x = x + at + (i - begin), *const to_y = y + at + (i - begin);
-        const pack<T> g = load_n(to_x, lanes), t = load_n(t_row + i, lanes), s = load_n(s_row + i, lanes);
-        store_n(to_x, g * (s * fma(-t, t, T(1))), lanes);
-        store_n(to_y, g * (t * fma(-s, s, s)), lanes);
-      }
-    });
-    if (sum) sum[first] = conv.sum(u, x), sum[other] = conv.sum(u, y);
-    if (!by_cond.data) return;
-    unpack(conv.g, x, 0, 1, u.begin, u.end - u.begin, by_cond, a.dtype, u.n, first);
-    unpack(conv.g, y, 0, 1, u.begin, u.end - u.begin, by_cond, a.dtype, u.n, other);
-  });
+  const auto sums = conv.backward(
+      a.outputs / 2, summed, {keep, a.outputs}, [&](const Strip& u, int64_t c, const auto& planes, T* sum) {
+        const int64_t first = c / half * size + c % half, other = first + half, end = conv.reached(u);
+        const int64_t last = std::min(end, conv.g.pixels), room = end - u.begin;
+        T *const x = planes[first], *const y = planes[other];
+        const bool direct = a.grad.w == 1 && a.dtype == dtype_of<T>();
+        const Buffer<T> plane(kGated, direct ? 0 : room);
+        if (!direct) pack_plane(conv.g, a.grad, a.dtype, u.n, c, u.begin, end, plane.data);
+        const T* const from = static_cast<const T*>(keep.data) + u.n * keep.n;
+        const T* const image = static_cast<const T*>(a.grad.data) + u.n * a.grad.n + c * a.grad.c;
+        conv.g.rows(u.begin, last, [&](int64_t line, int64_t begin, int64_t until, int64_t at) {
+          const T *t_row = from + first * keep.c + line * keep.h, *s_row = from + other * keep.c + line * keep.h;
+          const T* const g_row = direct ? image + line * a.grad.h : plane.data + (at - begin);
+          const int64_t real = std::min(until, a.width);
+          for (int64_t i = begin; i < until; i += kLanes) {
+            const int lanes = int(std::clamp<int64_t>(real - i, 0, kLanes));
+            const bool all = lanes == kLanes;
+            const pack<T> g = all ? load(g_row + i) : load_n(g_row + i, lanes);
+            const pack<T> t = all ? load(t_row + i) : load_n(t_row + i, lanes);
+            const pack<T> s = all ? load(s_row + i) : load_n(s_row + i, lanes);
+            const pack<T> by_x = g * (s * fma(-t, t, T(1))), by_y = g * (t * fma(-s, s, s));
+            const int64_t to = at + (i - begin);
+            if (to + kLanes <= room) {  // over the gap, which stays zero, into the next row, which comes later
+              store(x + to, by_x);
+              store(y + to, by_y);
+            } else {
+              store_n(x + to, by_x, int(room - to));
+              store_n(y + to, by_y, int(room - to));
+            }
+          }
+        });
+        std::fill(x + (last - u.begin), x + room, T(0));
+        std::fill(y + (last - u.begin), y + room, T(0));
+        if (sum) sum[first] = conv.sum(u, x), sum[other] = conv.sum(u, y);
+        if (!by_cond.data) return;
+        unpack(conv.g, x, 0, 1, u.begin, u.end - u.begin, by_cond, a.dtype, u.n, first);
+        unpack(conv.g, y, 0, 1, u.begin, u.end - u.begin, by_cond, a.dtype, u.n, other);
+      });
   if (a.out_bias) conv.add_up(sums);
   if (!args.out_label) return;
   std::vector<T> label(size_t(a.batch * a.outputs), T(0));

@@ -129,6 +129,13 @@ template <class T> GMK_INLINE void copy_row(T* to, const T* from, int64_t real, 
   }
 }
 
+// to[0 .. count] = from[0 .. count], where up to a vector more may be read, but not written.
+template <class T> GMK_INLINE void put_row(T* to, const T* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  if (i < count) store_n(to + i, load(from + i), int(count - i));
+}
+
 // Copies pixels first .. last of a channel of an image into a plane, zeros in the gaps and beyond the image.
 template <class T>
 void pack_plane(const Geometry& g, const gmk_image& image, int32_t dtype, int64_t n, int64_t c, int64_t first,
@@ -184,10 +191,7 @@ void unpack(const Geometry& g, const T* from, int64_t step, int64_t channels, in
       if (!same)
         for (int64_t x = begin; x < end; ++x) write(image.data, dtype, start + x * image.w, from + at + (x - begin), 1);
       else
-        for (int64_t x = begin; x < end; x += kLanes) {
-          const int lanes = int(std::min<int64_t>(kLanes, end - x));
-          store_n(static_cast<T*>(image.data) + start + x, load_n(from + at + (x - begin), lanes), lanes);
-        }
+        put_row(static_cast<T*>(image.data) + start + begin, from + at, end - begin);
     });
 }
 
