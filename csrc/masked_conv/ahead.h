@@ -30,7 +30,7 @@ class Ahead {
   // The rows of an image that a strip has a part of.
   void want(const Geometry& g, const gmk_image& image, int32_t dtype, int64_t channels, const Strip& u) {
     if (!image.data || channels == 0) return;
-    const int64_t size = dtype_size(dtype), y = u.begin / g.row, rows = std::min(g.height, u.end / g.row + 1) - y;
+    const int64_t size = dtype_size(dtype), y = u.begin / g.width, rows = std::min(g.height, u.end / g.width + 1) - y;
     const bool planes = image.c >= image.h, whole = image.c == rows * image.h;
     areas[used++] = {static_cast<const char*>(image.data) + size * (u.n * image.n + y * image.h), size * image.c,
                      planes && !whole ? channels : 1, size * rows * image.h * (whole ? channels : 1)};
@@ -52,6 +52,12 @@ class Ahead {
       if (++piece == area.count) piece = 0, ++now;
     }
     return soon;
+  }
+  // A portion at once.
+  void ask() {
+    if (now == used) return;
+    const Soon soon = portion(nullptr);
+    for (int64_t i = 0; i < share; i += 64) __builtin_prefetch(soon.first + i, 0, 2);
   }
 };
 

@@ -82,21 +82,23 @@ template <class T> struct Conv {
       const int64_t begin = tiles.begin(from) * kLanes, end = tiles.begin(until) * kLanes, step = end - begin + kLanes;
       const Buffer<T> buffer(kSums, Weights<T>::kBlocks * Shape<T>::channels * step);
       for (int64_t j = from; j < until; ++j)
-        tile(w, chunk, x, tiles.begin(j) * kLanes, tiles.size(j), ahead, buffer.data + tiles.begin(j) * kLanes - begin,
-             step);
+        tile(w, chunk, x, u.begin, tiles.begin(j) * kLanes, tiles.size(j), ahead,
+             buffer.data + tiles.begin(j) * kLanes - begin, step);
       finish(chunk, Sums{buffer.data, step, u.n, u.begin + begin, std::min(end, u.end - u.begin) - begin});
     });
   }
   // Apart from what is done with the sums, so that it is compiled once.
-  static GMK_OUTLINE void tile(const Weights<T>& w, const Chunk& chunk, const Planes& x, int64_t pixel, int vectors,
-                               Ahead& ahead, T* sums, int64_t step) {
+  static GMK_OUTLINE void tile(const Weights<T>& w, const Chunk& chunk, const Planes& x, int64_t begin, int64_t pixel,
+                               int vectors, Ahead& ahead, T* sums, int64_t step) {
+    const Lanes<T>* const lanes = w.margins.at(begin + pixel);
     with_count<Shape<T>::vectors>(vectors, [&](auto width) {
       for (int64_t i = chunk.begin; i < chunk.end; ++i) {
         const Soon soon = ahead.portion(x.first);
         const auto& block = w.blocks[size_t(i)];
         with_count<Shape<T>::channels>(block.count, [&](auto size) {
           convolve<size(), width()>(w.bias.data + block.first, x.first + pixel, x.step, w.summed, w.seen(block),
-                                    w.packed.data + block.place, sums + block.row * step, step, soon);
+                                    w.packed.data + block.place, lanes, w.margins.step, sums + block.row * step, step,
+                                    soon);
         });
       }
     });
@@ -142,6 +144,7 @@ template <class T> struct Conv {
     const int64_t most = std::clamp<int64_t>(kPartials / std::max<int64_t>(1, size), 1, kParts);
     const bool shared = few(std::min(most, strips.count));
     const Cut parts(strips.count, std::max<int64_t>(1, shared ? strips.count : (strips.count + most - 1) / most));
+    const Margins<T> margins(g, false);
     const Buffer<T> partial(kPartial, size * parts.pieces);
 
     const auto strip = [&](int64_t i, const auto& each, T* to, bool fresh) {
@@ -161,7 +164,7 @@ template <class T> struct Conv {
       if (size == 0) return;
       const Planes x(kInputs, strips, a.channels);
       each(a.channels, grain(), [&](int64_t c) { inputs(u, c, x); });
-      weights(grad, x, offset, u.end - u.begin, each, next, fresh, to);
+      weights(grad, x, offset, margins, u, each, next, fresh, to);
     };
     parallel_for(shared ? 0 : parts.pieces, [&](int64_t p) {
       for (int64_t i = parts.begin(p); i < parts.begin(p + 1); ++i)
@@ -175,10 +178,12 @@ template <class T> struct Conv {
   // The sums over a strip's pixels for all outputs and columns. A task takes a few output channels, whose planes stay
   // in the first cache, and some of the columns.
   template <class Each>
-  void weights(const Planes& grad, const Planes& x, const std::vector<int64_t>& offset, int64_t pixels,
-               const Each& each, Ahead& ahead, bool fresh, T* sums) const {
+  void weights(const Planes& grad, const Planes& x, const std::vector<int64_t>& offset, const Margins<T>& margins,
+               const Strip& u, const Each& each, Ahead& ahead, bool fresh, T* sums) const {
     constexpr int C = Shape<T>::outputs, V = Shape<T>::inputs;
-    const int64_t step = int64_t(offset.size());
+    const int64_t step = int64_t(offset.size()), pixels = u.end - u.begin;
+    const int64_t taps = int64_t(g.taps.size());
+    static_assert(V <= Margins<T>::kAgain);
     const Cut outputs(a.outputs, C), columns(step, kColumns);
     ahead.over(outputs.pieces * columns.pieces * Cut(kColumns, V).pieces, pixels / kLanes);
     each(outputs.pieces * columns.pieces, 1, [&](int64_t task) {
@@ -188,8 +193,10 @@ template <class T> struct Conv {
         for (int64_t j = 0; j < tiles.pieces; ++j)
           with_count<V>(tiles.size(j), [&](auto v) {
             const int64_t column = begin + tiles.begin(j);
-            correlate<c(), v()>(grad[first], grad.step, x.first, offset.data() + column, pixels, fresh,
-                                sums + first * step + column * c(), ahead.portion(x.first));
+            ahead.ask();
+            correlate<c(), v()>(grad[first], grad.step, x.first, offset.data() + column,
+                                margins.at(u.begin) + column % taps, margins.step, pixels, fresh,
+                                sums + first * step + column * c());
           });
       });
     });

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "ahead.h"
+#include "margins.h"
 
 #if defined(__x86_64__) && !defined(__FMA__)
 #define GMK_LAMBDA
@@ -20,7 +21,7 @@ namespace GMK_ISA {
 template <class T> struct Shape {
   static constexpr int count = pack<T>::count;
   static constexpr int channels = count == 1 ? 8 : count == 2 ? 6 : 3, vectors = count == 1 ? 3 : 1;  // to convolve
-  static constexpr int outputs = count == 1 ? 6 : 3, inputs = count == 1 ? 4 : count == 2 ? 2 : 1;    // to correlate
+  static constexpr int outputs = count <= 2 ? 6 : 3, inputs = count == 1 ? 4 : 1;                     // to correlate
 };
 
 // Which of the taps an input channel has: all, or all but the last where it is not among `begin` .. `end`.
@@ -32,10 +33,10 @@ struct Seen {
 };
 
 // sums[c * row + q] = start[c] + sum over the channels i and their taps of w x[i][q + offset], for C channels and V
-// vectors of pixels. The weights lie in the order in which they are used, C side by side.
+// vectors of pixels, where `lanes` begin. The weights lie in the order in which they are used, C side by side.
 template <int C, int V, class T>
 GMK_INLINE void convolve(const T* start, const T* x, int64_t plane, int64_t channels, const Seen seen, const T* w,
-                         T* sums, int64_t row, const Soon soon) {
+                         const Lanes<T>* lanes, int64_t width, T* sums, int64_t row, const Soon soon) {
   pack<T> sum[C][V];
 #pragma GCC unroll 8
   for (int c = 0; c < C; ++c)
@@ -48,7 +49,7 @@ GMK_INLINE void convolve(const T* start, const T* x, int64_t plane, int64_t chan
       const T* p = x + seen.offset[t];
       pack<T> pixels[V];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) pixels[v] = load(p + v * kLanes);
+      for (int v = 0; v < V; ++v) pixels[v] = lanes[v * width + t].of(p + v * kLanes);
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) {
         const pack<T> weight(w[c]);
@@ -103,19 +104,18 @@ template <int N, class T> GMK_INLINE void fold_each(const pack<T>* from, T* to) 
   each_constant<N>([&](auto k) GMK_LAMBDA { to[k()] = fold(from[k()]); });
 }
 
-// sums[c][v] (+)= sum over pixels of g[c][q] x[offset[v] + q], for C planes g and V places of x; `fresh`: there is
-// nothing yet to be added to.
+// sums[c][v] (+)= sum over pixels of g[c][q] x[offset[v] + q], for C planes g and V places of x, whose `lanes` lie side
+// by side; `fresh`: there is nothing yet to be added to.
 template <int C, int V, class T>
-GMK_OUTLINE void correlate(const T* g, int64_t plane, const T* x, const int64_t* offset, int64_t pixels, bool fresh,
-                           T* sums, Soon soon) {
+GMK_OUTLINE void correlate(const T* g, int64_t plane, const T* x, const int64_t* offset, const Lanes<T>* lanes,
+                           int64_t width, int64_t pixels, bool fresh, T* sums) {
   pack<T> sum[C * V];
   const T* from[V];
   each_constant<V>([&](auto v) GMK_LAMBDA { from[v()] = x + offset[v()]; });
   each_constant<C * V>([&](auto k) GMK_LAMBDA { sum[k()] = pack<T>(T(0)); });
-  for (int64_t q = 0; q < pixels; q += kLanes, soon.first += soon.step) {
-    soon.ask(0);
+  for (int64_t q = 0; q < pixels; q += kLanes, lanes += width) {
     pack<T> other[V];
-    each_constant<V>([&](auto v) GMK_LAMBDA { other[v()] = load(from[v()] + q); });
+    each_constant<V>([&](auto v) GMK_LAMBDA { other[v()] = lanes[v()].of(from[v()] + q); });
     each_constant<C>([&](auto c) GMK_LAMBDA {
       const pack<T> one = load(g + c() * plane + q);
       each_constant<V>([&](auto v) GMK_LAMBDA { sum[c() * V + v()] = fma(one, other[v()], sum[c() * V + v()]); });

@@ -55,6 +55,7 @@ template <class T> struct Weights {
   const int64_t summed;
   std::vector<Block> blocks;
   std::vector<Chunk> chunks;
+  const Margins<T> margins;
   std::vector<int64_t> offset;  // of a tap
   const Buffer<T> packed, bias;
 
@@ -63,6 +64,7 @@ template <class T> struct Weights {
   Weights(const gmk_conv_args& a, const Geometry& geometry, bool transposed, int halves)
       : g(geometry),
         summed(transposed ? a.outputs : a.channels),
+        margins(geometry, transposed),
         packed(kWeights, a.outputs * a.channels * int64_t(geometry.taps.size())),
         bias(kBias, transposed ? a.channels : a.outputs) {
     const int64_t computed = transposed ? a.channels : a.outputs, places = a.kernel_height * a.kernel_width;
