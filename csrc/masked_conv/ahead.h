@@ -27,13 +27,16 @@ class Ahead {
   int64_t piece = 0, place = 0, share = 0, step = 0;
 
  public:
-  // The rows of an image that a strip has a part of.
+  // What a strip has of an image, by whole rows if there are several.
   void want(const Geometry& g, const gmk_image& image, int32_t dtype, int64_t channels, const Strip& u) {
     if (!image.data || channels == 0) return;
     const int64_t size = dtype_size(dtype), y = u.begin / g.width, rows = std::min(g.height, u.end / g.width + 1) - y;
-    const bool planes = image.c >= image.h, whole = image.c == rows * image.h;
-    areas[used++] = {static_cast<const char*>(image.data) + size * (u.n * image.n + y * image.h), size * image.c,
-                     planes && !whole ? channels : 1, size * rows * image.h * (whole ? channels : 1)};
+    const bool line = g.height == 1;
+    const int64_t place = line ? u.begin * image.w : y * image.h;
+    const int64_t length = line ? (u.end - u.begin) * image.w : rows * image.h;
+    const bool planes = image.c >= length, whole = image.c == length;
+    areas[used++] = {static_cast<const char*>(image.data) + size * (u.n * image.n + place), size * image.c,
+                     planes && !whole ? channels : 1, size * length * (whole ? channels : 1)};
   }
   // In this many portions of so many steps.
   void over(int64_t portions, int64_t steps) {

@@ -1,4 +1,5 @@
-// Masked 2-D and causal 1-D convolution: nothing is multiplied by zero but the gaps between the rows. See planes.h.
+// Masked 2-D and causal 1-D convolution: nothing is multiplied by zero but what taps find beyond a border. See
+// planes.h.
 #include "conv.h"
 
 namespace gmk {
