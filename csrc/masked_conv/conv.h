@@ -70,8 +70,10 @@ template <class T> struct Conv {
   // finish(chunk, sums) for all chunks, and all tiles of a span at once: what goes through whole channels goes to
   // memory in its order.
   template <class Each, class F>
-  static void run(const Weights<T>& w, const Planes& x, const Strip& u, const Each& each, const F& finish) {
+  static void run(const Weights<T>& w, const Planes& x, const Strip& u, const Each& each, Ahead& ahead,
+                  const F& finish) {
     const Cut tiles((u.end - u.begin + kLanes - 1) / kLanes, Shape<T>::vectors);
+    ahead.over(tiles.pieces * int64_t(w.blocks.size()), w.summed);
     each(int64_t(w.chunks.size()) * Each::spans, 1, [&](int64_t task) {
       const Chunk& chunk = w.chunks[size_t(task / Each::spans)];
       const int64_t span = task % Each::spans, from = tiles.pieces * span / Each::spans,
@@ -80,32 +82,47 @@ template <class T> struct Conv {
       const int64_t begin = tiles.begin(from) * kLanes, end = tiles.begin(until) * kLanes, step = end - begin + kLanes;
       const Buffer<T> buffer(kSums, Weights<T>::kBlocks * Shape<T>::channels * step);
       for (int64_t j = from; j < until; ++j)
-        tile(w, chunk, x, tiles.begin(j) * kLanes, tiles.size(j), buffer.data + tiles.begin(j) * kLanes - begin, step);
+        tile(w, chunk, x, u.begin, tiles.begin(j) * kLanes, tiles.size(j), ahead,
+             buffer.data + tiles.begin(j) * kLanes - begin, step);
       finish(chunk, Sums{buffer.data, step, u.n, u.begin + begin, std::min(end, u.end - u.begin) - begin});
     });
   }
   // Apart from what is done with the sums, so that it is compiled once.
-  static GMK_OUTLINE void tile(const Weights<T>& w, const Chunk& chunk, const Planes& x, int64_t pixel, int vectors,
-                               T* sums, int64_t step) {
+  static GMK_OUTLINE void tile(const Weights<T>& w, const Chunk& chunk, const Planes& x, int64_t begin, int64_t pixel,
+                               int vectors, Ahead& ahead, T* sums, int64_t step) {
+    const Lanes<T>* const lanes = w.margins.at(begin + pixel);
     with_count<Shape<T>::vectors>(vectors, [&](auto width) {
       for (int64_t i = chunk.begin; i < chunk.end; ++i) {
+        const Soon soon = ahead.portion(x.first);
         const auto& block = w.blocks[size_t(i)];
         with_count<Shape<T>::channels>(block.count, [&](auto size) {
           convolve<size(), width()>(w.bias.data + block.first, x.first + pixel, x.step, w.summed, w.seen(block),
-                                    w.packed.data + block.place, sums + block.row * step, step);
+                                    w.packed.data + block.place, lanes, w.margins.step, sums + block.row * step, step,
+                                    soon);
         });
       }
     });
   }
 
-  template <class F> void forward(int halves, const F& finish) const {
+  // Images beside the convolution's own that go with a strip.
+  struct Also {
+    gmk_image image;
+    int64_t channels;
+  };
+  template <class F> void forward(int halves, const Also& also, const F& finish) const {
     if (strips.count == 0 || a.outputs == 0) return;
     const Weights<T> w(a, g, false, halves);
     const auto strip = [&](int64_t i, const auto& each) {
       const Strip u = strips[i];
       const Planes x(kInputs, strips, a.channels);
       each(a.channels, grain(), [&](int64_t c) { inputs(u, c, x); });
-      run(w, x, u, each, finish);
+      Ahead ahead;
+      if (each.spans == 1) {
+        ahead.want(g, a.out, a.dtype, a.outputs / halves, u);
+        ahead.want(g, also.image, dtype_of<T>(), also.channels, u);
+        if (i + 1 < strips.count) ahead.want(g, a.x, a.dtype, a.channels, strips[i + 1]);
+      }
+      run(w, x, u, each, ahead, finish);
     };
     if (few(strips.count))
       for (int64_t i = 0; i < strips.count; ++i) strip(i, Shared());
@@ -116,7 +133,7 @@ template <class T> struct Conv {
   // fill(strip, i, planes, sums) for i < items packs the gradients of some sums, from the strip's first pixel to as far
   // as it is reached from, and writes what the strip's own come to, unless sums == nullptr. Those of all strips are
   // returned.
-  template <class F> std::vector<T> backward(int64_t items, bool summed, const F& fill) const {
+  template <class F> std::vector<T> backward(int64_t items, bool summed, const Also& also, const F& fill) const {
     std::vector<T> sums(summed ? size_t(strips.count * a.outputs) : 0);
     std::unique_ptr<Weights<T>> w;
     if (a.out.data && strips.count > 0) w = std::make_unique<Weights<T>>(a, g, true, 1);
@@ -127,19 +144,27 @@ template <class T> struct Conv {
     const int64_t most = std::clamp<int64_t>(kPartials / std::max<int64_t>(1, size), 1, kParts);
     const bool shared = few(std::min(most, strips.count));
     const Cut parts(strips.count, std::max<int64_t>(1, shared ? strips.count : (strips.count + most - 1) / most));
+    const Margins<T> margins(g, false);
     const Buffer<T> partial(kPartial, size * parts.pieces);
 
     const auto strip = [&](int64_t i, const auto& each, T* to, bool fresh) {
       const Strip u = strips[i];
       const Planes grad(kGradients, strips, a.outputs);
       each(items, grain(), [&](int64_t c) { fill(u, c, grad, summed ? sums.data() + i * a.outputs : nullptr); });
+      Ahead own, next;
+      if (each.spans == 1) {
+        own.want(g, a.out, a.dtype, a.channels, u);
+        if (size > 0) own.want(g, a.x, a.dtype, a.channels, u);
+        if (i + 1 < strips.count) next.want(g, a.grad, a.dtype, items, strips[i + 1]);
+        if (i + 1 < strips.count) next.want(g, also.image, dtype_of<T>(), also.channels, strips[i + 1]);
+      }
       if (w)
-        run(*w, grad, u, each,
+        run(*w, grad, u, each, own,
             [&](const Chunk& chunk, const Sums& found) { found.to(g, 0, chunk.count, a.out, a.dtype, chunk.first); });
       if (size == 0) return;
       const Planes x(kInputs, strips, a.channels);
       each(a.channels, grain(), [&](int64_t c) { inputs(u, c, x); });
-      weights(grad, x, offset, u.end - u.begin, each, fresh, to);
+      weights(grad, x, offset, margins, u, each, next, fresh, to);
     };
     parallel_for(shared ? 0 : parts.pieces, [&](int64_t p) {
       for (int64_t i = parts.begin(p); i < parts.begin(p + 1); ++i)
@@ -153,11 +178,14 @@ template <class T> struct Conv {
   // The sums over a strip's pixels for all outputs and columns. A task takes a few output channels, whose planes stay
   // in the first cache, and some of the columns.
   template <class Each>
-  void weights(const Planes& grad, const Planes& x, const std::vector<int64_t>& offset, int64_t pixels,
-               const Each& each, bool fresh, T* sums) const {
+  void weights(const Planes& grad, const Planes& x, const std::vector<int64_t>& offset, const Margins<T>& margins,
+               const Strip& u, const Each& each, Ahead& ahead, bool fresh, T* sums) const {
     constexpr int C = Shape<T>::outputs, V = Shape<T>::inputs;
-    const int64_t step = int64_t(offset.size());
+    const int64_t step = int64_t(offset.size()), pixels = u.end - u.begin;
+    const int64_t taps = int64_t(g.taps.size());
+    static_assert(V <= Margins<T>::kAgain);
     const Cut outputs(a.outputs, C), columns(step, kColumns);
+    ahead.over(outputs.pieces * columns.pieces * Cut(kColumns, V).pieces, pixels / kLanes);
     each(outputs.pieces * columns.pieces, 1, [&](int64_t task) {
       const int64_t o = task / columns.pieces, first = outputs.begin(o), begin = columns.begin(task % columns.pieces);
       const Cut tiles(columns.size(task % columns.pieces), V);
@@ -165,7 +193,9 @@ template <class T> struct Conv {
         for (int64_t j = 0; j < tiles.pieces; ++j)
           with_count<V>(tiles.size(j), [&](auto v) {
             const int64_t column = begin + tiles.begin(j);
-            correlate<c(), v()>(grad[first], grad.step, x.first, offset.data() + column, pixels, fresh,
+            ahead.ask();
+            correlate<c(), v()>(grad[first], grad.step, x.first, offset.data() + column,
+                                margins.at(u.begin) + column % taps, margins.step, pixels, fresh,
                                 sums + first * step + column * c());
           });
       });
@@ -202,9 +232,11 @@ template <class T> struct Conv {
 
   // A strip's gradients of a channel, added up.
   T sum(const Strip& u, const T* plane) const {
-    pack<T> total(T(0));
-    for (int64_t q = 0; q < u.end - u.begin; q += kLanes) total += load(plane + q);
-    return fold(total);
+    pack<T> total(T(0)), other(T(0));
+    int64_t q = 0;
+    for (; q + kLanes < u.end - u.begin; q += 2 * kLanes) total += load(plane + q), other += load(plane + q + kLanes);
+    if (q < u.end - u.begin) total += load(plane + q);
+    return fold(total + other);
   }
   // Over the batch, for the bias.
   void add_up(const std::vector<T>& sums) const {

@@ -1,10 +1,7 @@
-// Images as the convolutions walk them: each channel a plane whose rows lie one after the other with a few zeros
-// between, so that a tap is one distance for every pixel of the image, and a vector of pixels runs on over row ends.
-//
-//   row 0, zeros (gap) | row 1, zeros | ...    and zeros before and after
-//
-// The gap after a row is the margin at its right and at the left of the next one at once. What is computed for the gap
-// itself is not used. Of a large image, only a strip and what its taps reach lies in planes at a time.
+// Images as the convolutions walk them: each channel a plane, its rows one after the other with nothing between, and
+// zeros before and after. A tap is one distance for every pixel of the image, and a vector of pixels runs on over row
+// ends; which of its lanes a tap takes beyond the left or the right border, a mask says (see margins.h). Of a large
+// image, only a strip and what its taps reach lies in planes at a time.
 #pragma once
 
 #include <algorithm>
@@ -15,9 +12,9 @@
 namespace gmk {
 namespace GMK_ISA {
 
-// A tap: how far away in a plane, and where in the weights of one pair of channels.
+// A tap: how far away in a plane, by how many columns, and where in the weights of one pair of channels.
 struct Tap {
-  int64_t offset, place;
+  int64_t offset, right, place;
 };
 
 // Item i of n cut into ceil(n / most) pieces of nearly the same size.
@@ -29,13 +26,14 @@ struct Cut {
 };
 
 struct Geometry {
-  int64_t height, width, row, pixels;  // of an image, in elements; pixels counts the gaps as well
-  int64_t reach;                       // the farthest tap
-  std::vector<Tap> taps;               // the centre is the last one, where it is grouped
+  int64_t height, width, pixels;  // of an image
+  int64_t reach;                  // the farthest tap
+  std::vector<Tap> taps;          // the centre is the last one, where it is grouped
   int64_t groups;
   bool own;  // a group sees itself at the centre
 
-  explicit Geometry(const gmk_conv_args& a) : height(a.height), width(a.width), reach(0), groups(1), own(true) {
+  explicit Geometry(const gmk_conv_args& a)
+      : height(a.height), width(a.width), pixels(height * width), reach(0), groups(1), own(true) {
     struct Step {
       int64_t down, right, place;
     };
@@ -55,14 +53,11 @@ struct Geometry {
     steps.erase(std::remove_if(steps.begin(), steps.end(),
                                [&](const Step& s) { return -s.down >= height || std::abs(s.right) >= width; }),
                 steps.end());
-    int64_t gap = 0;
-    for (const Step& s : steps) gap = std::max(gap, std::abs(s.right));
-    row = width + gap;
     for (const Step& s : steps) {
-      taps.push_back({s.down * row + s.right, s.place});
+      // There is nothing beside a single row but the zeros before and after it.
+      taps.push_back({s.down * width + s.right, height > 1 ? s.right : 0, s.place});
       reach = std::max(reach, std::abs(taps.back().offset));
     }
-    pixels = height * row;
   }
 
   // The channels at which the centre is seen: of the inputs for an output channel, or of the outputs for an input.
@@ -73,12 +68,14 @@ struct Geometry {
     return {(group + !own) * size, others};
   }
 
-  // Calls f(y, begin, end, at) for the pieces of rows that pixels first .. last are made of: columns begin .. end, the
-  // first of them `at` pixels after `first`. Columns from `width` on are the gap.
-  template <class F> void rows(int64_t first, int64_t last, const F& f) const {
-    for (int64_t y = first / row, q = y * row; q < last; ++y, q += row) {
-      const int64_t begin = std::max<int64_t>(0, first - q);
-      f(y, begin, std::min(row, last - q), q + begin - first);
+  // Calls f(place, at, count) for the pieces that pixels first .. last of an image are made of: `place` elements into a
+  // channel, the first of them `at` pixels after `first`, each image.w from the next.
+  template <class F> void pieces(const gmk_image& image, int64_t first, int64_t last, const F& f) const {
+    if (first >= last) return;
+    if (image.h == width * image.w) return f(first * image.w, int64_t(0), last - first);
+    for (int64_t y = first / width, q = y * width; q < last; ++y, q += width) {
+      const int64_t begin = std::max(first, q);
+      f(y * image.h + (begin - q) * image.w, begin - first, std::min(last, q + width) - begin);
     }
   }
 };
@@ -117,32 +114,21 @@ struct Strips {
   }
 };
 
-// to[0 .. count] = from[0 .. real], then zeros, by whole vectors as long as they do not pass `room`.
-template <class T> GMK_INLINE void copy_row(T* to, const T* from, int64_t real, int64_t count, int64_t room) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t lanes = std::clamp<int64_t>(real - i, 0, kLanes);
-    const pack<T> x = lanes == kLanes ? load(from + i) : load_n(from + i, int(lanes));
-    if (i + kLanes <= room)
-      store(to + i, x);
-    else
-      store_n(to + i, x, int(count - i));
-  }
+// to[0 .. count] = from[0 .. count], where up to a vector more may be read, but not written.
+template <class T> GMK_INLINE void put_row(T* to, const T* from, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  if (i < count) store_n(to + i, load(from + i), int(count - i));
 }
 
-// Copies pixels first .. last of a channel of an image into a plane, zeros in the gaps and beyond the image.
+// Copies pixels first .. last of a channel of an image into a plane, zeros beyond the image.
 template <class T>
 void pack_plane(const Geometry& g, const gmk_image& image, int32_t dtype, int64_t n, int64_t c, int64_t first,
                 int64_t last, T* to) {
   const int64_t begin = std::max<int64_t>(0, first), end = std::min(last, g.pixels), start = n * image.n + c * image.c;
   std::fill(to, to + (begin - first), T(0));
-  T* const inside = to + (begin - first);
-  g.rows(begin, end, [&](int64_t y, int64_t from, int64_t until, int64_t at) {
-    const int64_t real = std::max(g.width, from) - from, here = start + y * image.h + from * image.w;
-    const int64_t copied = std::min(real, until - from);
-    if (image.w == 1 && dtype == dtype_of<T>())
-      return copy_row(inside + at, static_cast<const T*>(image.data) + here, copied, until - from, last - begin - at);
-    read(inside + at, image.data, dtype, here, image.w, copied);
-    std::fill(inside + at + copied, inside + at + (until - from), T(0));
+  g.pieces(image, begin, end, [&](int64_t place, int64_t at, int64_t count) {
+    read(to + (begin - first) + at, image.data, dtype, start + place, image.w, count);
   });
   std::fill(to + (std::max(begin, end) - first), to + (last - first), T(0));
 }
@@ -151,43 +137,37 @@ void pack_plane(const Geometry& g, const gmk_image& image, int32_t dtype, int64_
 template <class T>
 void add_pixels(const Geometry& g, const gmk_image& image, int32_t dtype, int64_t n, int64_t c, int64_t first,
                 int64_t count, T* to) {
-  const bool direct = image.w == 1 && dtype == dtype_of<T>();
-  g.rows(first, first + count, [&](int64_t y, int64_t begin, int64_t until, int64_t at) {
-    const int64_t start = n * image.n + c * image.c + y * image.h;
-    for (int64_t i = begin; i < std::min(until, g.width); i += kLanes) {
-      const int lanes = int(std::min<int64_t>(kLanes, std::min(until, g.width) - i));
+  g.pieces(image, first, first + count, [&](int64_t place, int64_t at, int64_t length) {
+    for (int64_t i = 0; i < length; i += kLanes) {
+      const int lanes = int(std::min<int64_t>(kLanes, length - i));
       T other[kLanes];
-      if (!direct) read(other, image.data, dtype, start + i * image.w, image.w, lanes);
-      T* const here = to + at + (i - begin);
-      const T* const from = direct ? static_cast<const T*>(image.data) + start + i : other;
-      store_n(here, load_n(here, lanes) + load_n(from, lanes), lanes);
+      read(other, image.data, dtype, n * image.n + c * image.c + place + i * image.w, image.w, lanes);
+      store_n(to + at + i, load_n(to + at + i, lanes) + load_n(other, lanes), lanes);
     }
   });
 }
 
-// Takes pixels first .. first + count of some channels, c and after, to their places in an image, the gaps left out.
+// Takes pixels first .. first + count of some channels, c and after, to their places in an image.
 template <class T>
 void unpack(const Geometry& g, const T* from, int64_t step, int64_t channels, int64_t first, int64_t count,
             const gmk_image& image, int32_t dtype, int64_t n, int64_t c) {
   const bool same = dtype == dtype_of<T>();
+  const int64_t start = n * image.n + c * image.c;
   if (same && image.w != 1) {  // channels side by side
-    g.rows(first, first + count, [&](int64_t y, int64_t begin, int64_t until, int64_t at) {
-      T* const to = static_cast<T*>(image.data) + n * image.n + c * image.c + y * image.h;
-      for (int64_t x = begin; x < std::min(until, g.width); ++x)
-        for (int64_t k = 0; k < channels; ++k) to[k * image.c + x * image.w] = from[k * step + at + (x - begin)];
+    g.pieces(image, first, first + count, [&](int64_t place, int64_t at, int64_t length) {
+      T* const to = static_cast<T*>(image.data) + start + place;
+      for (int64_t i = 0; i < length; ++i)
+        for (int64_t k = 0; k < channels; ++k) to[k * image.c + i * image.w] = from[k * step + at + i];
     });
     return;
   }
   for (int64_t k = 0; k < channels; ++k, from += step)
-    g.rows(first, first + count, [&](int64_t y, int64_t begin, int64_t until, int64_t at) {
-      const int64_t end = std::min(until, g.width), start = n * image.n + (c + k) * image.c + y * image.h;
-      if (!same)
-        for (int64_t x = begin; x < end; ++x) write(image.data, dtype, start + x * image.w, from + at + (x - begin), 1);
+    g.pieces(image, first, first + count, [&](int64_t place, int64_t at, int64_t length) {
+      const int64_t to = start + k * image.c + place;
+      if (same)
+        put_row(static_cast<T*>(image.data) + to, from + at, length);
       else
-        for (int64_t x = begin; x < end; x += kLanes) {
-          const int lanes = int(std::min<int64_t>(kLanes, end - x));
-          store_n(static_cast<T*>(image.data) + start + x, load_n(from + at + (x - begin), lanes), lanes);
-        }
+        for (int64_t i = 0; i < length; ++i) write(image.data, dtype, to + i * image.w, from + at + i, 1);
     });
 }
 

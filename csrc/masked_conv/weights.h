@@ -55,6 +55,7 @@ template <class T> struct Weights {
   const int64_t summed;
   std::vector<Block> blocks;
   std::vector<Chunk> chunks;
+  const Margins<T> margins;
   std::vector<int64_t> offset;  // of a tap
   const Buffer<T> packed, bias;
 
@@ -63,6 +64,7 @@ template <class T> struct Weights {
   Weights(const gmk_conv_args& a, const Geometry& geometry, bool transposed, int halves)
       : g(geometry),
         summed(transposed ? a.outputs : a.channels),
+        margins(geometry, transposed),
         packed(kWeights, a.outputs * a.channels * int64_t(geometry.taps.size())),
         bias(kBias, transposed ? a.channels : a.outputs) {
     const int64_t computed = transposed ? a.channels : a.outputs, places = a.kernel_height * a.kernel_width;
@@ -71,13 +73,17 @@ template <class T> struct Weights {
     cut(computed, transposed, halves);
     std::fill_n(bias.data, computed, T(0));
     if (!transposed && a.bias) read(bias.data, a.bias, a.dtype, 0, 1, computed);
+    const T* const direct = a.dtype == dtype_of<T>() ? static_cast<const T*>(a.weight) : nullptr;
     parallel_for(int64_t(blocks.size()), [&](int64_t i) {
       const Block& b = blocks[size_t(i)];
-      T *to = packed.data + b.place, from[Shape<T>::channels];
+      T* to = packed.data + b.place;
       for (int64_t s = 0; s < summed; ++s)
         for (int t = 0, taps = seen(b)(s); t < taps; ++t, to += b.count) {
-          read(from, a.weight, a.dtype, b.first * step + s * along + g.taps[size_t(t)].place, step, b.count);
-          std::copy_n(from, b.count, to);
+          const int64_t start = b.first * step + s * along + g.taps[size_t(t)].place;
+          if (direct)
+            for (int c = 0; c < b.count; ++c) to[c] = direct[start + c * step];
+          else
+            read(to, a.weight, a.dtype, start, step, b.count);
         }
     });
   }
