@@ -79,7 +79,9 @@ template <class F> GMK_INLINE void each_pack(int n, const F& f) {
   if (n == kBlock) {
     for (int p = 0; p < kPacks; ++p) f(p, kLanes);
   } else {
-    for (int p = 0; p * kLanes < n; ++p) f(p, std::min(kLanes, n - p * kLanes));
+    int p = 0;
+    for (; (p + 1) * kLanes <= n; ++p) f(p, kLanes);
+    if (p * kLanes < n) f(p, n - p * kLanes);
   }
 }
 template <class T> GMK_INLINE pack<T> get(const T* block, int p, int n) {
