@@ -54,13 +54,13 @@ def affine_coupling_mlp(x: Tensor, *rest: Tensor | str | int | float | bool | No
     return whole, logdet, torch.cat((hidden, params), 1)
 
 
-def bernoulli_log_likelihood_mlp(z: Tensor, *rest: Tensor | str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The log-likelihoods, their derivatives by the logits, and the hidden layers' numbers before activation."""
+def bernoulli_log_likelihood_mlp(z: Tensor, *rest: Tensor | str | None) -> tuple[Tensor]:
+    """The log-likelihoods; what kernels keep for backward besides is of no use to autograd."""
     *parameters, x, activation = rest
-    logits, hidden = mlp(z, *parameters, None, activation)
-    each = x.repeat_interleave(len(z) // max(len(x), 1), 0)  # type: ignore[union-attr, arg-type]
-    found = bernoulli_log_likelihood(logits, each)
-    return found, (each - logits.sigmoid()).to(found.dtype), hidden
+    logits, _ = mlp(z, *parameters, None, activation)
+    images = x.shape[0]  # type: ignore[union-attr]
+    several = logits.view(images, logits.shape[0] // max(images, 1), logits.shape[1])
+    return (bernoulli_log_likelihood(several, x.unsqueeze(1), None, 2).flatten(),)  # type: ignore[union-attr]
 
 
 def normed(y: Tensor, logdet: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
