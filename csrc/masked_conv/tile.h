@@ -7,12 +7,6 @@
 #include "ahead.h"
 #include "margins.h"
 
-#if defined(__x86_64__) && !defined(__FMA__)
-#define GMK_LAMBDA
-#else
-#define GMK_LAMBDA __attribute__((always_inline))
-#endif
-
 namespace gmk {
 namespace GMK_ISA {
 

@@ -22,8 +22,10 @@
 #endif
 #if defined(__x86_64__) && !defined(__FMA__)
 #define GMK_INLINE inline  // there an fma is sixteen library calls: inlining it all only makes the build slow
+#define GMK_LAMBDA
 #else
 #define GMK_INLINE inline __attribute__((always_inline))
+#define GMK_LAMBDA __attribute__((always_inline))  // GMK_INLINE after the parameters of a lambda
 #endif
 #define GMK_OUTLINE inline __attribute__((noinline))  // long and never hot: built once, not at every use
 

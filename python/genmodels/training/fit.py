@@ -66,7 +66,7 @@ def _keep_freed_memory() -> None:
     """Let the process keep the memory that a step frees, for the next step.
 
     glibc gives large blocks back to the system, and takes them page by page again, until a process has freed one of up
-    to 32 MiB; a step of a variational autoencoder then spends a fifth of its time in page faults.
+    to 32 MiB.
     """
     torch.empty(31 << 20, dtype=torch.int8)
 

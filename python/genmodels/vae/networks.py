@@ -144,7 +144,7 @@ class Decoder(nn.Module):
 
     def every(self, z: Tensor) -> Tensor:
         """``z`` (B, classes, latents), one for each class, to (B, classes, *shape)."""
-        layers = self.in_one(z.flatten(0, 1), _every_class(z))
+        layers = self.in_one(z, None)
         h = _after(self.rest, self.first.every(z)).flatten(0, 1) if layers is None else gmk.mlp(*layers)
         return self.head(h).unflatten(0, z.shape[:2])
 
@@ -153,11 +153,7 @@ class Decoder(nn.Module):
 
         Or ``z`` (B, classes, latents), one for each class, to (B, classes). None where the two are better apart.
         """
-        if not isinstance(self.head, nn.Unflatten):
-            return None
-        if self.first.classes is not None:
-            y = _every_class(z) if z.dim() == 3 else F.one_hot(y, len(self.first.classes)).to(z.dtype)  # type: ignore[arg-type]
-        layers = self.in_one(z.flatten(0, -2), y)
+        layers = self.in_one(z, y) if isinstance(self.head, nn.Unflatten) else None
         if layers is None:
             return None
         return gmk.bernoulli_log_likelihood_mlp(*layers, x=x.flatten(1)).view(z.shape[:-1])
@@ -165,19 +161,15 @@ class Decoder(nn.Module):
     def in_one(self, z: Tensor, y: Tensor | None) -> tuple[Tensor, list[Tensor], list[Tensor]] | None:
         """What one call makes an output of: latents and one-hot classes side by side, weights and biases.
 
-        Unlike an image, latents are few, and what joins them to a class is cheap to do anew for each. None where layer
-        after layer is the faster way.
+        ``z`` (B, latents) and ``y`` (B,), or ``z`` (B, classes, latents) and every class. Unlike an image, latents are few,
+        and what joins them to a class is cheap to do anew for each. None where layer after layer is the faster way.
         """
         layers = [self.first.linear, *_linears(self.rest)]
         if not _fast(z) or len(layers) > 4:
             return None
         weights: list[Tensor] = [layer.weight for layer in layers]
         if self.first.classes is not None:
-            z = torch.cat([z, y], 1)  # type: ignore[list-item]
+            eye = torch.eye(len(self.first.classes), dtype=z.dtype, device=z.device)
+            z = torch.cat([z.flatten(0, -2), eye.repeat(len(z), 1) if z.dim() == 3 else eye[y]], 1)
             weights[0] = torch.cat([weights[0], self.first.classes.t()], 1)
         return z, weights, [layer.bias for layer in layers]
-
-
-def _every_class(z: Tensor) -> Tensor:
-    """The one-hot classes of latents (B, classes, latents), (B * classes, classes)."""
-    return torch.eye(z.shape[1], dtype=z.dtype, device=z.device).repeat(len(z), 1)

@@ -149,10 +149,10 @@ class SemiSupervisedVAE(ConditionalVAE):
         """
         mu, logvar = self.encoder.every(x).flatten(0, 1).chunk(2, 1)
         z, kl = gmk.reparameterize_kl(mu, logvar, key)
-        log_likelihood = self.judge(z.unflatten(0, (len(x), self.classes)), None, x)
+        z = z.unflatten(0, (len(x), self.classes))
+        log_likelihood = self.judge(z, None, x)
         if not torch.compiler.is_compiling() and not finite(log_likelihood, kl):
-            output = self.decoder.every(z.unflatten(0, (len(x), self.classes)))
-            raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, output)}")
+            raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, self.decoder.every(z))}")
         return -log_likelihood, kl.view(len(x), -1)
 
     def unlabelled(self, x: Tensor, key: Tensor) -> dict[str, Tensor]:
