@@ -84,8 +84,8 @@ def bernoulli_log_likelihood(
     """The log-probability of each sample's pixels under independent Bernoulli distributions, from their logits.
 
     ``sum w (x l - softplus(l))``, the sum over all dimensions but the first ``batch_dims``, with ``l = logits``; for
-    ``x`` between 0 and 1 the negative of the cross-entropy (Kingma and Welling 2014, appendix C.1). Evaluated without overflow or
-    cancellation for any finite logit.
+    ``x`` between 0 and 1 the negative of the cross-entropy (Kingma and Welling 2014, appendix C.1). Evaluated without
+    overflow or cancellation for any finite logit.
 
     Args:
         logits: floating tensor (batch, ...), a dimension more than ``batch_dims`` or several, any strides.
