@@ -25,7 +25,8 @@ from gmkernels.ops.coupling import library
 
 from .case import Case, Inputs, Program, Provider, Refused, Setting, differentiate, leaf
 
-_CONSTANTS = (None, "tanh", 2.0, False)
+_HOW = ("tanh", 2.0, False)
+_CALL = (None, *_HOW, True)  # tanh is kept for backward
 
 
 def _inputs(setting: Setting) -> Inputs:
@@ -52,12 +53,14 @@ class _Bare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, launch: Any, launch_backward: Any, x: Tensor, s: Tensor, t: Tensor) -> Any:
         ctx.launch_backward = launch_backward
-        ctx.save_for_backward(x, s, t)
-        return launch(x, s, t, *_CONSTANTS)
+        y, logdet, inner = launch(x, s, t, *_CALL)
+        ctx.save_for_backward(x, s, t, inner)
+        return y, logdet
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_logdet: Tensor) -> Any:
-        grad_x, grad_s = ctx.launch_backward(grad_y, grad_logdet, *ctx.saved_tensors, *_CONSTANTS)
+        *inputs, inner = ctx.saved_tensors
+        grad_x, grad_s = ctx.launch_backward(grad_y, grad_logdet, *inputs, None, inner, *_HOW)
         return None, None, grad_x, grad_s, grad_y
 
 
@@ -72,7 +75,7 @@ def _plain(x: Tensor, s: Tensor, t: Tensor) -> Sequence[Tensor]:
 
 def _launcher(backend: str) -> Callable[..., Any]:
     launch = library.affine_coupling.launcher(backend)
-    return lambda x, s, t: launch(x, s, t, *_CONSTANTS)
+    return lambda x, s, t: launch(x, s, t, *_CALL)
 
 
 def _bare(backend: str) -> Callable[..., Any]:
@@ -83,12 +86,12 @@ def _bare(backend: str) -> Callable[..., Any]:
 
 def _operator(backend: str) -> Callable[..., Any]:
     operator: doors.Operator = library.affine_coupling
-    return lambda x, s, t: operator(x, s, t, *_CONSTANTS, backend)
+    return lambda x, s, t: operator(x, s, t, *_CALL, backend)
 
 
 def _dispatcher(backend: str) -> Callable[..., Any]:
     handle = torch.ops.gmkernels.affine_coupling.default
-    return lambda x, s, t: handle(x, s, t, *_CONSTANTS, backend)
+    return lambda x, s, t: handle(x, s, t, *_CALL, backend)
 
 
 def _compiled(backend: str) -> Callable[..., Any]:

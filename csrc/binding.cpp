@@ -43,13 +43,12 @@ template <class Args> void run(int (*entry)(const Args*), const Args& args, int6
 
 template <int (*Entry)(const gmk_affine_coupling_args*)>
 void affine(const py::tuple& size, py::handle x, py::handle s, py::handle t, py::handle grad_y, py::handle v_x,
-            py::handle v_s, Address grad_logdet, Address mask, Address out_x, Address out_s, Address out_y,
-            Address out_logdet, int scale_map, double clamp, bool inverse) {
+            py::handle v_s, Address grad_logdet, Address mask, Address inner, Address out_x, Address out_s,
+            Address out_y, Address out_logdet, Address out_inner, int scale_map, double clamp, bool inverse) {
   const gmk_sizes z = sizes(size);
-  const gmk_affine_coupling_args args{z,         rows(x),   rows(s),         rows(t),           rows(grad_y),
-                                      rows(v_x), rows(v_s), at(grad_logdet), at<uint8_t>(mask), at(out_x),
-                                      at(out_s), at(out_y), at(out_logdet),  scale_map,         inverse,
-                                      clamp};
+  const gmk_affine_coupling_args args{z,         rows(x),         rows(s),           rows(t),   rows(grad_y), rows(v_x),
+                                      rows(v_s), at(grad_logdet), at<uint8_t>(mask), at(inner), at(out_x),    at(out_s),
+                                      at(out_y), at(out_logdet),  at(out_inner),     scale_map, inverse,      clamp};
   run(Entry, args, z.batch * z.outer * z.inner);
 }
 

@@ -18,13 +18,16 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 Case = tuple[str, Callable[[], Any]]
 
 
-def _affine_calls(name: str, x: torch.Tensor, s: torch.Tensor, *constants: Any) -> Iterator[Case]:
+def _affine_calls(
+    name: str, x: torch.Tensor, s: torch.Tensor, mask: torch.Tensor | None, *how: Any, keep: bool = False
+) -> Iterator[Case]:
     from gmkernels.ops.coupling import triton as family
 
-    logdet = _empty(x.shape[0])
-    yield f"{name} forward", lambda: family.affine_coupling(x, s, s, *constants)
-    yield f"{name} backward", lambda: family.affine_coupling_backward(x, logdet, x, s, s, *constants)
-    yield f"{name} double", lambda: family.affine_coupling_double_backward(x, s, x, logdet, x, s, s, *constants)
+    logdet, inner = _empty(x.shape[0]), _empty(*(x.shape if keep else (0,)))
+    yield f"{name} forward", lambda: family.affine_coupling(x, s, s, mask, *how, keep)
+    yield f"{name} backward", lambda: family.affine_coupling_backward(x, logdet, x, s, s, mask, inner, *how)
+    if not keep:
+        yield f"{name} double", lambda: family.affine_coupling_double_backward(x, s, x, logdet, x, s, s, mask, *how)
 
 
 def affine() -> Iterator[Case]:
@@ -41,6 +44,8 @@ def affine() -> Iterator[Case]:
         yield from _affine_calls(f"{scale_map} inverse={inverse}", x, x, None, scale_map, 1.0, inverse)
     for scale_map in ("sigmoid", "reciprocal_sigmoid"):
         yield from _affine_calls(f"{scale_map} clamp=0", x, x, None, scale_map, 0.0, False)
+    for scale_map in ("tanh", "atan"):
+        yield from _affine_calls(f"{scale_map} kept", x, x, None, scale_map, 2.0, False, keep=True)
     yield from _affine_calls("mask", x, x, _empty(1024, dtype=torch.bool), "tanh", 2.0, True)
     for dtype in (torch.float16, torch.bfloat16):
         half = _empty(4096, 1024, dtype=dtype)

@@ -22,10 +22,10 @@ constexpr int64_t kTask = 4096;  // elements
 
 // inner() of n log-scales, where the map has one, in a loop of its own. The two chains of tanh and of the exp of its
 // result together are longer than what a processor looks ahead, which then waits for one element after the other.
-template <int Map, class T> GMK_INLINE const T* inner_block(const T* s, int n, T* buffer) {
+template <int Map, class T> GMK_INLINE const T* inner_block(const T* s, int n, T* out) {
   if constexpr (has_inner<Map>) {
-    each_pack(n, [&](int p, int lanes) { put(buffer, p, lanes, inner<Map>(get(s, p, lanes))); });
-    return buffer;
+    each_pack(n, [&](int p, int lanes) { put(out, p, lanes, inner<Map>(get(s, p, lanes))); });
+    return out;
   }
   return s;
 }
@@ -51,11 +51,11 @@ template <class T, int Map> struct Affine {
               y = Output<T>(a.out_y, a.x.dtype)](int64_t b, int64_t features) mutable {
         const T c = constant;  // a copy that no store can reach
         RowSum<T> logdet;
-        T inner_buffer[kBlock];
+        T inner_buffer[kBlock], *inner = static_cast<T*>(a.out_inner);
         for (int64_t i = 0; i < features; i += kBlock) {
           const int n = int(std::min<int64_t>(kBlock, features - i));
           const T *px = x.block(b, i, n), *ps = s.block(b, i, n), *pt = t.block(b, i, n);
-          const T* ph = inner_block<Map>(ps, n, inner_buffer);
+          const T* ph = inner_block<Map>(ps, n, inner ? inner + b * features + i : inner_buffer);
           T* py = y.block(b * features + i);
           settled(a.mask, a.inverse, [&](auto masked, auto inverse) {
             each_pack(n, [&](int p, int lanes) {
@@ -79,18 +79,20 @@ template <class T, int Map> struct Affine {
 
   static void backward(const Args& a) {
     const T constant = scale_constant<T>(a.scale_map, a.clamp);
-    each_row(a.sizes, kTask, [&] {
+    each_row<Order::last_to_first>(a.sizes, kTask, [&] {
       return [&, g = Input<T>(a.grad_y, a.sizes), x = Input<T>(a.x, a.sizes), s = Input<T>(a.log_scale, a.sizes),
               t = Input<T>(a.inverse ? a.shift : a.x, a.sizes), dx = Output<T>(a.out_x, a.x.dtype),
               ds = Output<T>(a.out_s, a.log_scale.dtype)](int64_t b, int64_t features) mutable {
         const T c = constant;
         T inner_buffer[kBlock];
+        const T* inner = static_cast<const T*>(a.inner);
         const P l(static_cast<const T*>(a.grad_logdet)[b]);
         for (int64_t i = 0; i < features; i += kBlock) {
           const int n = int(std::min<int64_t>(kBlock, features - i));
-          const T *pg = g.block(b, i, n), *px = x.block(b, i, n), *ps = s.block(b, i, n);
-          const T* pt = a.inverse ? t.block(b, i, n) : px;
-          const T* ph = inner_block<Map>(ps, n, inner_buffer);
+          const T *pg = g.block(b, i, n), *px = x.block(b, i, n), *pt = a.inverse ? t.block(b, i, n) : px;
+          const T* ph = inner ? inner + b * features + i : nullptr;
+          const T* ps = ph && Map == GMK_TANH ? ph : s.block(b, i, n);  // to tanh(s), the slope of tanh is all there is
+          if (!ph) ph = inner_block<Map>(ps, n, inner_buffer);
           T *pdx = dx.block(b * features + i), *pds = ds.block(b * features + i);
           settled(a.mask, a.inverse, [&](auto masked, auto inverse) {
             each_pack(n, [&](int p, int lanes) {

@@ -52,22 +52,18 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: tuple[Operator, Callable[..., Any], tuple[Any, ...], str], *tensors: Any) -> Any:
         ctx.call = call
-        found = call[1](*tensors, *call[2])
-        if call[0].keeps_outputs:
-            ctx.save_for_backward(*tensors, *found)
-            ctx.set_materialize_grads(False)
-            ctx.mark_non_differentiable(*found[len(found) - call[0].internal :])
-        else:
+        op, found = call[0], call[1](*tensors, *call[2])
+        if op.shown is None:
             ctx.save_for_backward(*tensors)
-        return found
+            return found
+        ctx.save_for_backward(*tensors, *(found if op.keeps_outputs else found[op.shown :]))
+        return found[: op.shown]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         op, _, constants, backend = ctx.call
         if op.vjp is None:
             raise NotImplementedError(f"{op.name} cannot be differentiated again: {op.family} is twice differentiable")
-        if op.keeps_outputs:
-            grads = op.filled(grads, ctx.saved_tensors[-len(grads) :])
         return (None, *op.vjp(ctx.needs_input_grad[1:], ctx.saved_tensors, (*constants, backend), grads))
 
 
@@ -87,7 +83,8 @@ class Operator:
             backend was settled when its operator was called.
         backends: those that have a launcher.
         keeps_outputs: hand the derivative the outputs too, after the tensor arguments. (There are two or more.)
-        internal: the last so many of these are there for the derivative only, and have no gradient themselves.
+        internal: the last so many outputs are for the derivative only, which gets them after the tensor arguments;
+            the eager door does not show them, and the reference need not have them.
     """
 
     _MODULES = {"cpu": "native", "cuda": "native", "triton": "triton"}
@@ -107,6 +104,8 @@ class Operator:
         self.name = schema[: schema.index("(")]
         heads = [part.split()[0] for part in schema[schema.index("(") + 1 : schema.index(")")].split(",")]
         self.tensors = sum(head in ("Tensor", "Tensor?") for head in heads)
+        outputs = schema[schema.index("->") :].count("Tensor")
+        self.shown = outputs - internal if keeps_outputs or internal else None  # None: all there are
         self.vjp: Callable[..., Sequence[Tensor | None]] | None = None
         self._launchers: dict[str, Callable[..., Any]] = {}
         self._cpu_default: str | None = None
@@ -122,16 +121,12 @@ class Operator:
     def derivative(self, vjp: Callable[..., Sequence[Tensor | None]]) -> Callable[..., Sequence[Tensor | None]]:
         """Decorator: register ``vjp(needs, saved, constants, grads) -> one gradient (or None) per tensor argument``.
 
-        ``saved`` are all tensor arguments (and outputs, if it keeps them) and nothing else: an intermediate kept for
-        backward would make double backward silently wrong. ``constants`` are the other arguments, the backend last.
+        ``saved`` are all tensor arguments, then what ``keeps_outputs`` or ``internal`` add. Internal outputs have no
+        gradient: the next derivative has to see them as functions of the arguments, or double backward would be silently
+        wrong. ``constants`` are the other arguments, the backend last.
         """
         self.vjp = vjp
         return vjp
-
-    def filled(self, grads: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Gradients of the outputs, zeros where nothing depends on one."""
-        shown = zip(grads[: len(grads) - self.internal], outputs, strict=False)
-        return [torch.zeros_like(t) if g is None else g for g, t in shown]
 
     def launcher(self, backend: str) -> Callable[..., Any]:
         """The function that runs this operator on a backend, imported on first use."""
@@ -160,7 +155,7 @@ class Operator:
             for t in tensors:
                 if t is not None and t.requires_grad:
                     return _record((self, launch, args[self.tensors :], backend), *tensors)
-        return launch(*args)
+        return launch(*args) if self.shown is None else launch(*args)[: self.shown]
 
     def _settle_cpu_default(self, args: Sequence[Any]) -> str:
         self._cpu_default = self._resolve(args, "auto")
@@ -179,7 +174,8 @@ class Operator:
             backend = self._resolve(rest, backend)
         if backend == "reference" and self.reference is not None:
             return self.reference(*rest)
-        return self.handle(*rest, backend)
+        found = self.handle(*rest, backend)
+        return found if self.shown is None else found[: self.shown]
 
     # ---- behind the dispatcher ----
 
@@ -190,15 +186,20 @@ class Operator:
         *rest, backend = args
         tensors = [t for t in rest[: self.tensors] if t is not None]
 
+        internal: list[Tensor] = []
+
         def below(*inner: Any) -> Any:
             with _BelowAutograd():
-                return self.handle(*inner, backend)
+                found = self.handle(*inner, backend)
+            internal.extend(found[self.shown :] if self.internal else ())
+            return found
 
         if any(_unpack_dual(t, level=0)[1] is not None for t in tensors):
             # Below, the tangent would be dropped without a word.
             raise NotImplementedError(f"{self.name} has no forward-mode derivative; use backend='reference'")
         if _grad_enabled() and any(t.requires_grad for t in tensors):
-            return _Node.apply((self, below, tuple(rest[self.tensors :]), backend), *rest[: self.tensors])
+            shown = _Node.apply((self, below, tuple(rest[self.tensors :]), backend), *rest[: self.tensors])
+            return (*shown, *internal) if self.internal else shown
         return below(*rest)
 
 

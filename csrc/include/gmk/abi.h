@@ -49,13 +49,15 @@ typedef struct {
   gmk_rows x, log_scale, shift, grad_y, v_x, v_s; /* inputs; unused ones have data == NULL */
   const void* grad_logdet;                        /* (batch), in the wide dtype */
   const uint8_t* mask;                            /* (outer * inner) contiguous, or NULL */
+  const void* inner;                              /* tanh(log_scale), ... as out_inner had it, or NULL */
   void *out_x, *out_s, *out_y;                    /* contiguous, in the dtypes of x, log_scale and x */
   void* out_logdet;                               /* (batch), in the wide dtype: float64 if x or log_scale is */
+  void* out_inner;                                /* contiguous, in the wide dtype, or NULL; of maps that have one */
   int32_t scale_map, inverse;
   double clamp;
 } gmk_affine_coupling_args;
 
-/* y, logdet -> out_y, out_logdet */
+/* y, logdet -> out_y, out_logdet; and out_inner, if there is one */
 GMK_API int gmk_affine_coupling(const gmk_affine_coupling_args* args);
 /* dx, ds -> out_x, out_s, from grad_y and grad_logdet */
 GMK_API int gmk_affine_coupling_backward(const gmk_affine_coupling_args* args);

@@ -17,19 +17,19 @@ void parallel_ranges(int64_t tasks, int64_t grain, TaskRange body, void* context
 
 const char* pool_name();
 
-// Runs task(i) for i in [0, tasks); the first exception of any task is rethrown here.
-template <class F> void parallel_for(int64_t tasks, const F& task, int64_t grain = 1) {
+// Runs body(begin, end) for contiguous ranges of [0, tasks); the first exception of any of them is rethrown here.
+template <class F> void parallel_over(int64_t tasks, const F& body, int64_t grain = 1) {
   struct Shared {
-    const F& task;
+    const F& body;
     std::mutex mutex;
     std::exception_ptr error;
-  } shared{task, {}, nullptr};
+  } shared{body, {}, nullptr};
   parallel_ranges(
       tasks, grain,
       [](int64_t begin, int64_t end, void* context) {
         auto& s = *static_cast<Shared*>(context);
         try {
-          for (int64_t i = begin; i < end; ++i) s.task(i);
+          s.body(begin, end);
         } catch (...) {
           std::lock_guard<std::mutex> lock(s.mutex);
           if (!s.error) s.error = std::current_exception();
@@ -37,6 +37,16 @@ template <class F> void parallel_for(int64_t tasks, const F& task, int64_t grain
       },
       &shared);
   if (shared.error) std::rethrow_exception(shared.error);
+}
+
+// Runs task(i) for i in [0, tasks).
+template <class F> void parallel_for(int64_t tasks, const F& task, int64_t grain = 1) {
+  parallel_over(
+      tasks,
+      [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) task(i);
+      },
+      grain);
 }
 
 }  // namespace gmk

@@ -63,14 +63,25 @@ template <class T> struct Output {
   }
 };
 
+// Which samples a thread takes first. What follows another pass over the same samples, as backward follows forward,
+// begins with those read last, which are still in the caches: with the last of a few groups, because within a group
+// the processor's prefetching wants to go forward.
+enum class Order { first_to_last, last_to_first };
+constexpr int64_t kGroup = 16;  // tasks
+
 // Runs row(b, features) for every sample, in tasks of about this many elements, at least one sample each. A task makes
 // its own worker, so that buffers are neither shared nor made anew for every sample. Cut by size alone.
-template <class F> void each_row(const gmk_sizes& sizes, int64_t elements, const F& make_worker) {
+template <Order order = Order::first_to_last, class F>
+void each_row(const gmk_sizes& sizes, int64_t elements, const F& make_worker) {
   const int64_t features = sizes.outer * sizes.inner;
   const int64_t rows = std::max<int64_t>(1, elements / std::max<int64_t>(1, features));
-  parallel_for((sizes.batch + rows - 1) / rows, [&](int64_t task) {
-    auto&& row = make_worker();
-    for (int64_t b = task * rows; b < std::min(sizes.batch, (task + 1) * rows); ++b) row(b, features);
+  parallel_over((sizes.batch + rows - 1) / rows, [&](int64_t begin, int64_t end) {
+    const int64_t size = order == Order::first_to_last ? end - begin : kGroup;
+    for (int64_t stop = end; stop > begin; stop -= size)
+      for (int64_t task = std::max(begin, stop - size); task < stop; ++task) {
+        auto&& row = make_worker();
+        for (int64_t b = task * rows; b < std::min(sizes.batch, (task + 1) * rows); ++b) row(b, features);
+      }
   });
 }
 

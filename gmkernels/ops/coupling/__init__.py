@@ -17,6 +17,9 @@ __all__ = ["affine_coupling", "clamp_of", "planar_flow", "SCALE_MAPS"]
 
 SCALE_MAPS = tuple(reference.SCALE_MAPS)
 
+# Elements up to which tanh or atan is kept for backward: what leaves the caches comes back later than it is computed.
+KEPT = 1 << 21
+
 
 def affine_coupling(
     x: Tensor,
@@ -64,7 +67,8 @@ def affine_coupling(
 
     Twice differentiable in ``x``, ``log_scale`` and ``shift``. Consumes no randomness. Row-wise and bitwise
     reproducible: a sample's result does not depend on the rest of the batch, on threads, strides or vector width.
-    Non-finite values propagate as in PyTorch; an overflow of exp is infinity, not an error.
+    Non-finite values propagate as in PyTorch; an overflow of exp is infinity, not an error. Up to 2^21 elements, the C++
+    core keeps tanh(s) or atan(s) for backward beside the inputs; the numbers are the same with or without.
 
     Raises:
         TypeError: an argument is not a tensor or has an unsupported dtype.
@@ -76,7 +80,15 @@ def affine_coupling(
     limit = clamp_of("affine_coupling", scale_map, clamp)
     if mask is not None:
         mask = _mask(mask, x)
-    return library.affine_coupling(x, log_scale, shift, mask, scale_map, limit, inverse, backend)
+    keep = scale_map in library.MAPS_WITH_INNER and x.is_cpu and _worth_keeping(x, log_scale)
+    return library.affine_coupling(x, log_scale, shift, mask, scale_map, limit, inverse, keep, backend)
+
+
+def _worth_keeping(x: Tensor, log_scale: Tensor) -> bool:
+    """Whether backward had better read tanh(s), or atan(s), than compute it again."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a graph must not depend on sizes
+        return False
+    return (x.requires_grad or log_scale.requires_grad) and x.numel() <= KEPT
 
 
 def _fit(x: Tensor, log_scale: Tensor, shift: Tensor) -> bool:

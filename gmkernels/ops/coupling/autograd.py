@@ -20,22 +20,23 @@ from . import library
 
 @library.affine_coupling.derivative
 def _affine_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
-    (x, s, t, mask), (grad_y, grad_logdet), dtype = saved, grads, saved[0].dtype
-    if constants[2] and t.dtype != dtype:
+    (x, s, t, mask, inner), (*how, _, backend), dtype = saved, constants, saved[0].dtype
+    (grad_y, grad_logdet), inverse = grads, how[2]
+    if inverse and t.dtype != dtype:
         # The inverse's dt is -dx, which must not be rounded to a narrower x on its way.
         x, grad_y = (v.to(torch.promote_types(dtype, t.dtype)) for v in (x, grad_y))
-    grad_x, grad_s = library.affine_coupling_backward(grad_y, grad_logdet, x, s, t, mask, *constants)
-    return grad_x.to(dtype), grad_s, _shift(grad_y, grad_x, mask, constants[2]).to(t.dtype), None
+    grad_x, grad_s = library.affine_coupling_backward(grad_y, grad_logdet, x, s, t, mask, inner, *how, backend)
+    return grad_x.to(dtype), grad_s, _shift(grad_y, grad_x, mask, inverse).to(t.dtype), None
 
 
 @library.affine_coupling_backward.derivative
 def _affine_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
-    grad_y, grad_logdet, x, s, t, mask = saved
+    grad_y, grad_logdet, x, s, t, mask, _ = saved  # what was kept follows from s
     double = library.affine_coupling_double_backward
-    grad_grad_y, grad_grad_logdet, grad_x, grad_s = double(*grads, *saved, *constants)
+    grad_grad_y, grad_grad_logdet, grad_x, grad_s = double(*grads, *saved[:-1], *constants)
     # Only d = x - t enters the inverse, and t does not enter the forward direction at all.
     grad_t = _shift(None, grad_x, mask, True).to(t.dtype) if constants[2] else None
-    return grad_grad_y, grad_grad_logdet, grad_x, grad_s, grad_t, None
+    return grad_grad_y, grad_grad_logdet, grad_x, grad_s, grad_t, None, None
 
 
 def _shift(grad_y: Tensor | None, grad_x: Tensor, mask: Tensor | None, inverse: bool) -> Tensor:

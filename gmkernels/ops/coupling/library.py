@@ -9,19 +9,28 @@ from gmkernels.core.doors import Operator
 
 from . import reference
 
-_CONSTANTS = "str scale_map, float clamp, bool inverse, str backend"
+_HOW = "str scale_map, float clamp, bool inverse"
+
+# Whose log-scale is a constant times an elementary function of its argument, which forward can keep for backward.
+MAPS_WITH_INNER = ("tanh", "atan")
 
 
 def wide(*tensors: Tensor) -> torch.dtype:
     """The dtype that sums are kept in: float64 if anything is, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return torch.float64 if torch.float64 in [t.dtype for t in tensors] else torch.float32
 
 
-def _fake(x, log_scale, shift, mask, scale_map, clamp, inverse):  # type: ignore[no-untyped-def]
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=wide(x, log_scale))
+def inner_like(x: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
+    """Room for what forward keeps of a scale map; empty if it is to keep nothing."""
+    return x.new_empty(x.shape if keep else 0, dtype=dtype)
 
 
-def _fake_backward(grad_y, grad_logdet, x, log_scale, shift, mask, scale_map, clamp, inverse):  # type: ignore[no-untyped-def]
+def _fake(x, log_scale, shift, mask, scale_map, clamp, inverse, keep):  # type: ignore[no-untyped-def]
+    dtype = wide(x, log_scale)
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=dtype), inner_like(x, dtype, keep)
+
+
+def _fake_backward(grad_y, grad_logdet, x, log_scale, shift, mask, inner, scale_map, clamp, inverse):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape), log_scale.new_empty(x.shape)
 
 
@@ -33,20 +42,22 @@ def _fake_double_backward(  # type: ignore[no-untyped-def]
 
 affine_coupling = Operator(
     "coupling",
-    f"affine_coupling(Tensor x, Tensor log_scale, Tensor shift, Tensor? mask, {_CONSTANTS}) -> (Tensor, Tensor)",
+    f"affine_coupling(Tensor x, Tensor log_scale, Tensor shift, Tensor? mask, {_HOW}, bool keep, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
     _fake,
     reference.affine_coupling,
+    internal=1,
 )
 affine_coupling_backward = Operator(
     "coupling",
     "affine_coupling_backward(Tensor grad_y, Tensor grad_logdet, Tensor x, Tensor log_scale, Tensor shift,"
-    f" Tensor? mask, {_CONSTANTS}) -> (Tensor, Tensor)",
+    f" Tensor? mask, Tensor inner, {_HOW}, str backend) -> (Tensor, Tensor)",
     _fake_backward,
 )
 affine_coupling_double_backward = Operator(
     "coupling",
     "affine_coupling_double_backward(Tensor grad_grad_x, Tensor grad_grad_s, Tensor grad_y, Tensor grad_logdet,"
-    f" Tensor x, Tensor log_scale, Tensor shift, Tensor? mask, {_CONSTANTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f" Tensor x, Tensor log_scale, Tensor shift, Tensor? mask, {_HOW}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_double_backward,
 )
 

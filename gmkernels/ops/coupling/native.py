@@ -8,7 +8,7 @@ from torch import Tensor
 from gmkernels.core.layout import address, contiguous_like, operands
 from gmkernels.core.native import DTYPES, cpu
 
-from .library import wide
+from .library import inner_like, wide
 from .reference import SCALE_MAPS
 
 _MAPS = {name: number for number, name in enumerate(SCALE_MAPS)}
@@ -16,15 +16,23 @@ _core = cpu()
 
 
 def affine_coupling(
-    x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None, scale_map: str, clamp: float, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    y, logdet = contiguous_like(x), x.new_empty(x.shape[0], dtype=wide(x, log_scale))
+    x: Tensor,
+    log_scale: Tensor,
+    shift: Tensor,
+    mask: Tensor | None,
+    scale_map: str,
+    clamp: float,
+    inverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = wide(x, log_scale)
+    y, logdet, inner = contiguous_like(x), x.new_empty(x.shape[0], dtype=dtype), inner_like(x, dtype, keep)
     sizes, (x_, s_, t_), _alive = operands(x, log_scale, shift)
     _core.affine_coupling(
-        sizes, x_, s_, t_, None, None, None, 0, address(mask),
-        0, 0, y.data_ptr(), logdet.data_ptr(), _MAPS[scale_map], clamp, inverse,
+        sizes, x_, s_, t_, None, None, None, 0, address(mask), 0,
+        0, 0, y.data_ptr(), logdet.data_ptr(), inner.data_ptr(), _MAPS[scale_map], clamp, inverse,
     )  # fmt: skip
-    return y, logdet
+    return y, logdet, inner
 
 
 def affine_coupling_backward(
@@ -34,16 +42,17 @@ def affine_coupling_backward(
     log_scale: Tensor,
     shift: Tensor,
     mask: Tensor | None,
+    inner: Tensor,
     scale_map: str,
     clamp: float,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
     grad_x, grad_s = contiguous_like(x), contiguous_like(log_scale)
-    grad_logdet = grad_logdet.contiguous()
+    grad_logdet, inner = grad_logdet.contiguous(), inner.contiguous()
     sizes, (g_, x_, s_, t_), _alive = operands(grad_y, x, log_scale, shift)
     _core.affine_coupling_backward(
-        sizes, x_, s_, t_, g_, None, None, grad_logdet.data_ptr(), address(mask),
-        grad_x.data_ptr(), grad_s.data_ptr(), 0, 0, _MAPS[scale_map], clamp, inverse,
+        sizes, x_, s_, t_, g_, None, None, grad_logdet.data_ptr(), address(mask), inner.data_ptr(),
+        grad_x.data_ptr(), grad_s.data_ptr(), 0, 0, 0, _MAPS[scale_map], clamp, inverse,
     )  # fmt: skip
     return grad_x, grad_s
 
@@ -66,8 +75,8 @@ def affine_coupling_double_backward(
     grad_grad_logdet = torch.empty_like(grad_logdet)
     sizes, (vx_, vs_, g_, x_, s_, t_), _alive = operands(grad_grad_x, grad_grad_s, grad_y, x, log_scale, shift)
     _core.affine_coupling_double_backward(
-        sizes, x_, s_, t_, g_, vx_, vs_, grad_logdet.data_ptr(), address(mask),
-        grad_x.data_ptr(), grad_s.data_ptr(), grad_grad_y.data_ptr(), grad_grad_logdet.data_ptr(),
+        sizes, x_, s_, t_, g_, vx_, vs_, grad_logdet.data_ptr(), address(mask), 0,
+        grad_x.data_ptr(), grad_s.data_ptr(), grad_grad_y.data_ptr(), grad_grad_logdet.data_ptr(), 0,
         _MAPS[scale_map], clamp, inverse,
     )  # fmt: skip
     return grad_grad_y, grad_grad_logdet, grad_x, grad_s

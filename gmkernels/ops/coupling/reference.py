@@ -45,6 +45,7 @@ def affine_coupling(
     scale_map: str = "exp",
     clamp: float = math.inf,
     inverse: bool = False,
+    keep: bool = False,  # for other backends: PyTorch keeps what its derivatives need
 ) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
     if log_scale.dtype == torch.float64:

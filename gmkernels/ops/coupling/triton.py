@@ -18,6 +18,7 @@ from gmkernels.core.layout import rows
 from gmkernels.core.triton_launch import INT32_SAFE, architecture, ceil_div, launch, power_of_two, single
 from gmkernels.core.triton_math import atan, exp, fold_lanes, log, logsigmoid, sigmoid, softplus, tanh
 
+from .library import inner_like
 from .planar_triton import planar_flow, planar_flow_backward, planar_flow_double_backward
 
 __all__ = [
@@ -31,8 +32,23 @@ __all__ = [
 
 
 @triton.jit
-def _scale(s, c, MAP: tl.constexpr, PLAIN: tl.constexpr, INVERSE: tl.constexpr):
-    """Log-scale a, its slope da/ds, and the factor exp(a), or exp(-a) for the inverse. PLAIN: c is zero."""
+def _inner(s, MAP: tl.constexpr):
+    """The elementary function inside a map whose log-scale is a constant times that function; else s itself."""
+    if MAP == "tanh":
+        h = tanh(s)
+    elif MAP == "atan":
+        h = atan(s)
+    else:
+        h = s
+    return h
+
+
+@triton.jit
+def _scale(s, h, c, MAP: tl.constexpr, PLAIN: tl.constexpr, INVERSE: tl.constexpr):
+    """Log-scale a, its slope da/ds, and the factor exp(a), or exp(-a) for the inverse. PLAIN: c is zero.
+
+    h is _inner(s).
+    """
     if MAP == "sigmoid" or MAP == "reciprocal_sigmoid":
         shifted = s + 2.0
         g = sigmoid(shifted)
@@ -54,11 +70,10 @@ def _scale(s, c, MAP: tl.constexpr, PLAIN: tl.constexpr, INVERSE: tl.constexpr):
             a = tl.where(s < -c, -c, tl.where(s > c, c, s))
             slope = tl.where((s < -c) | (s > c), 0.0, 1.0)
         elif MAP == "tanh":
-            h = tanh(s)
             a = c * h
             slope = tl.fma(-h, h, 1.0) * c
         elif MAP == "atan":
-            a = c * atan(s)
+            a = c * h
             slope = tl.div_rn(c, tl.fma(s, s, 1.0))
         else:  # soft_clip, with c the reciprocal of the clamp
             q = 1.0 + tl.abs(s) * c
@@ -127,11 +142,11 @@ def _passing(mask, col, inside):
 
 @triton.jit
 def _affine_coupling_kernel(
-    x, s, t, mask, y, logdet,
+    x, s, t, mask, y, logdet, kept,
     x_b, x_o, x_i, s_b, s_o, s_i, t_b, t_o, t_i,
     batch, length, inner, c,
     MAP: tl.constexpr, PLAIN: tl.constexpr, INVERSE: tl.constexpr, MASKED: tl.constexpr, FLAT: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr,
+    WIDE: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros([ROWS, COLS], tl.float32)
@@ -141,7 +156,8 @@ def _affine_coupling_kernel(
         x_ = _read(x, _offsets(row, outer, place, x_b, x_o, x_i, FLAT), keep)
         s_ = _read(s, _offsets(row, outer, place, s_b, s_o, s_i, FLAT), keep)
         t_ = _read(t, _offsets(row, outer, place, t_b, t_o, t_i, FLAT), keep)
-        a, slope, factor = _scale(s_, c, MAP, PLAIN, INVERSE)
+        h = _inner(s_, MAP)
+        a, slope, factor = _scale(s_, h, c, MAP, PLAIN, INVERSE)
         y_ = (x_ - t_) * factor if INVERSE else tl.fma(x_, factor, t_)
         a = -a if INVERSE else a
         if MASKED:
@@ -149,17 +165,20 @@ def _affine_coupling_kernel(
             y_ = tl.where(passing, x_, y_)
             a = tl.where(passing, 0.0, a)
         total += tl.where(keep, a, 0.0)
-        tl.store(y + (row * length)[:, None] + col[None, :], y_, mask=keep)
+        out = (row * length)[:, None] + col[None, :]
+        tl.store(y + out, y_, mask=keep)
+        if KEEP:
+            tl.store(kept + out, h, mask=keep)
     tl.store(logdet + row, fold_lanes(total), mask=row < batch)
 
 
 @triton.jit
 def _affine_coupling_backward_kernel(
-    g, l, x, s, t, mask, grad_x, grad_s,
+    g, l, x, s, t, mask, kept, grad_x, grad_s,
     g_b, g_o, g_i, x_b, x_o, x_i, s_b, s_o, s_i, t_b, t_o, t_i, l_b,
     batch, length, inner, blocks, c,
     MAP: tl.constexpr, PLAIN: tl.constexpr, INVERSE: tl.constexpr, MASKED: tl.constexpr, FLAT: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    WIDE: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0) // blocks
     row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -171,14 +190,18 @@ def _affine_coupling_backward_kernel(
     if INVERSE:
         d -= _read(t, _offsets(row, outer, place, t_b, t_o, t_i, FLAT), keep)
     l_ = tl.load(l + row * l_b, mask=row < batch, other=0.0)[:, None]
-    a, slope, factor = _scale(s_, c, MAP, PLAIN, INVERSE)
+    out = (row * length)[:, None] + col[None, :]
+    if KEEP:
+        h = tl.load(kept + out, mask=keep, other=0.0)
+    else:
+        h = _inner(s_, MAP)
+    a, slope, factor = _scale(s_, h, c, MAP, PLAIN, INVERSE)
     dx = g_ * factor
     ds = tl.fma(g_ * d, factor, l_) * (-slope if INVERSE else slope)
     if MASKED:
         passing = _passing(mask, col, inside)
         dx = tl.where(passing, g_, dx)
         ds = tl.where(passing, 0.0, ds)
-    out = (row * length)[:, None] + col[None, :]
     tl.store(grad_x + out, dx, mask=keep)
     tl.store(grad_s + out, ds, mask=keep)
 
@@ -204,7 +227,7 @@ def _affine_coupling_double_backward_kernel(
         d = _read(x, _offsets(row, outer, place, x_b, x_o, x_i, FLAT), keep)
         if INVERSE:
             d -= _read(t, _offsets(row, outer, place, t_b, t_o, t_i, FLAT), keep)
-        a, slope, factor = _scale(s_, c, MAP, PLAIN, INVERSE)
+        a, slope, factor = _scale(s_, _inner(s_, MAP), c, MAP, PLAIN, INVERSE)
         slope = -slope if INVERSE else slope
         # The function differentiated is v g m + w (g d m + l) a', with m the factor, m' = a' m and a, a', a'' signed.
         gm = g_ * factor
@@ -269,24 +292,26 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
 
 
 def affine_coupling(
-    x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None, scale_map: str, clamp: float, inverse: bool
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None,
+    scale_map: str, clamp: float, inverse: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     y, logdet = x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.float32)
+    kept = inner_like(x, torch.float32, keep)
     if x.numel() == 0:
-        return y, logdet.zero_()
+        return y, logdet.zero_(), kept
     sizes, strides, operands = rows(x, log_scale, shift)
     batch, length = sizes[0], sizes[1] * sizes[2]
     tile = _tile(x, batch, length)
     launch(
         _affine_coupling_kernel, ceil_div(batch, tile["ROWS"]),
-        *operands, _bytes(mask), y, logdet, *chain(*strides), batch, length, sizes[2], _parameter(scale_map, clamp),
-        **_constants(mask, sizes, scale_map, clamp, inverse), **tile,
+        *operands, _bytes(mask), y, logdet, kept, *chain(*strides), batch, length, sizes[2], _parameter(scale_map, clamp),
+        **_constants(mask, sizes, scale_map, clamp, inverse), KEEP=keep, **tile,
     )  # fmt: skip
-    return y, logdet
+    return y, logdet, kept
 
 
 def affine_coupling_backward(
-    grad_y: Tensor, grad_logdet: Tensor, x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None,
+    grad_y: Tensor, grad_logdet: Tensor, x: Tensor, log_scale: Tensor, shift: Tensor, mask: Tensor | None, inner: Tensor,
     scale_map: str, clamp: float, inverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     grad_x, grad_s = x.new_empty(x.shape), log_scale.new_empty(x.shape)
@@ -299,9 +324,9 @@ def affine_coupling_backward(
     blocks = ceil_div(length, cols)
     launch(
         _affine_coupling_backward_kernel, ceil_div(batch, count) * blocks,
-        g, grad_logdet, *operands, _bytes(mask), grad_x, grad_s, *chain(*strides), grad_logdet.stride(0),
+        g, grad_logdet, *operands, _bytes(mask), inner.contiguous(), grad_x, grad_s, *chain(*strides), grad_logdet.stride(0),
         batch, length, sizes[2], blocks, _parameter(scale_map, clamp),
-        **_constants(mask, sizes, scale_map, clamp, inverse), ROWS=count, COLS=cols, warps=warps,
+        **_constants(mask, sizes, scale_map, clamp, inverse), KEEP=inner.numel() > 0, ROWS=count, COLS=cols, warps=warps,
     )  # fmt: skip
     return grad_x, grad_s
 

@@ -74,7 +74,7 @@ def _gate_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def
 
 @library.gated_masked_conv2d.derivative
 def _gated_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
-    *inputs, _, kept = saved
+    *inputs, kept = saved
     *rule, _, backend = constants
     found = library.gated_masked_conv2d_backward(grads[0], kept, *inputs, *rule, *needs, backend)
     return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))

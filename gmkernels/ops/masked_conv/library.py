@@ -148,7 +148,6 @@ gated_masked_conv2d = Operator(
     _fake_gated,
     reference.gated_masked_conv2d,
     BACKENDS,
-    keeps_outputs=True,
     internal=1,
 )
 gated_masked_conv2d_backward = Operator(

@@ -31,7 +31,7 @@ def _needed(found: Any, needs: Any) -> tuple[Tensor | None, ...]:
 
 @library.mlp.derivative
 def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
-    x, *parameters, _, hidden = saved
+    x, *parameters, hidden = saved
     found = library.mlp_backward(grads[0], hidden, x, *parameters, *constants[:-1], _bits(needs), constants[-1])
     return _needed(found, needs)
 
@@ -82,7 +82,7 @@ def _layer_by_layer(x: Tensor, parameters: Sequence[Tensor | None], activation: 
 
 @library.bernoulli_log_likelihood_mlp.derivative
 def _likelihood_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
-    z, *parameters, x, _, slopes, hidden = saved
+    z, *parameters, x, slopes, hidden = saved
     activation, backend = constants
     found = library.bernoulli_log_likelihood_mlp_backward(
         grads[0], slopes, hidden, z, *parameters, x, activation, _bits(needs[:-1]), backend
@@ -116,7 +116,7 @@ def _judged_together(t: Tensor, x: Tensor) -> Tensor:
 
 @library.affine_coupling_mlp.derivative
 def _coupling_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
-    x, *parameters, _, _, hidden = saved
+    x, *parameters, hidden = saved
     found = library.affine_coupling_mlp_backward(
         *grads, hidden, x, *parameters, *constants[:-1], _bits(needs), constants[-1]
     )
@@ -133,7 +133,7 @@ def _coupling_second(needs, saved, constants, grads):  # type: ignore[no-untyped
         left, right = x.tensor_split((split,), dim=1)
         kept, changed = (left, right) if split > 0 else (right, left)
         params = _layer_by_layer(kept, parameters, activation, backend).chunk(2, dim=1)
-        y, logdet = coupling.affine_coupling(changed, *params, None, *how, backend)
+        y, logdet = coupling.affine_coupling(changed, *params, None, *how, False, backend)
         whole = torch.cat((kept, y) if split > 0 else (y, kept), dim=1)
         if norm_log_scale is None or norm_shift is None:
             return whole, logdet

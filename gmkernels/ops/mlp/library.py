@@ -66,7 +66,6 @@ mlp = Operator(
     _fake,
     reference.mlp,
     ("cpu",),
-    keeps_outputs=True,
     internal=1,
 )
 mlp_backward = Operator(
@@ -93,7 +92,6 @@ bernoulli_log_likelihood_mlp = Operator(
     _fake_likelihood,
     reference.bernoulli_log_likelihood_mlp,
     ("cpu",),
-    keeps_outputs=True,
     internal=2,
 )
 bernoulli_log_likelihood_mlp_backward = Operator(
@@ -123,7 +121,6 @@ affine_coupling_mlp = Operator(
     _fake_coupling,
     reference.affine_coupling_mlp,
     ("cpu",),
-    keeps_outputs=True,
     internal=1,
 )
 affine_coupling_mlp_backward = Operator(

@@ -29,11 +29,11 @@ def _empty(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 4)])
 def test_empty_tensors_start_no_kernel(shape: tuple[int, ...], started: list[tuple[Any, ...]]) -> None:
     x, logdet = _empty(*shape), torch.ones(shape[0], device=DEVICE)
-    constants = (None, "exp", 1.0, False)
-    y, total = coupling.affine_coupling(x, x, x, *constants)
-    assert y.shape == shape and not total.any() and total.shape == shape[:1]
-    assert [t.shape for t in coupling.affine_coupling_backward(x, logdet, x, x, x, *constants)] == [shape, shape]
-    assert not coupling.affine_coupling_double_backward(x, x, x, logdet, x, x, x, *constants)[1].any()
+    how = ("exp", 1.0, False)
+    y, total, kept = coupling.affine_coupling(x, x, x, None, *how, True)
+    assert y.shape == kept.shape == shape and not total.any() and total.shape == shape[:1]
+    assert [t.shape for t in coupling.affine_coupling_backward(x, logdet, x, x, x, None, kept, *how)] == [shape, shape]
+    assert not coupling.affine_coupling_double_backward(x, x, x, logdet, x, x, x, None, *how)[1].any()
     if len(shape) == 2:
         u, b = _empty(2, shape[1]), torch.ones(2, device=DEVICE)
         assert not coupling.planar_flow(x, u, u, b)[1].any()
@@ -46,7 +46,7 @@ def test_empty_tensors_start_no_kernel(shape: tuple[int, ...], started: list[tup
 
 def test_grids_of_more_than_65535_programs_use_the_first_axis(started: list[tuple[Any, ...]]) -> None:
     x = torch.empty(1, device=DEVICE).expand(70000 * 4, 129)
-    coupling.affine_coupling(x, x, x, None, "exp", 1.0, False)
+    coupling.affine_coupling(x, x, x, None, "exp", 1.0, False, False)
     _, programs, _, constants, options = started[0]
     assert programs == 70000 and constants["ROWS"] == 4
     assert (
@@ -86,6 +86,6 @@ def test_powers_of_two() -> None:
 def test_results_follow_the_seeded_input() -> None:
     """The interpreter runs what is written here: an operator that ignored an input would not notice this change."""
     x, s, t = draw(2, 5), draw(2, 5, seed=1), draw(2, 5, seed=2)
-    before = coupling.affine_coupling(x, s, t, None, "exp", 5.0, False)[0]
+    before = coupling.affine_coupling(x, s, t, None, "exp", 5.0, False, False)[0]
     for changed in ((x + 1, s, t), (x, s + 1, t), (x, s, t + 1)):
-        assert (coupling.affine_coupling(*changed, None, "exp", 5.0, False)[0] != before).all()
+        assert (coupling.affine_coupling(*changed, None, "exp", 5.0, False, False)[0] != before).all()
