@@ -58,7 +58,7 @@ template <class T> struct Likelihood {
   }
 
   static void bernoulli_backward(const Args& a) {
-    each_row<Order::last_to_first>(a.sizes, kTask, [&] {
+    each_row(a.sizes, kTask, [&] {
       return [&, logits = Input<T>(a.location, a.sizes), x = target(a), weight = factor(a),
               out = Output<T>(a.out_location, a.location_dtype)](int64_t b, int64_t features) mutable {
         const P g(static_cast<const T*>(a.grad)[b]);
@@ -125,7 +125,7 @@ template <class T> struct Likelihood {
   }
 
   static void gaussian_backward(const Args& a) {
-    each_row<Order::last_to_first>(a.sizes, kTask, [&] {
+    each_row(a.sizes, kTask, [&] {
       return [&, x = target(a), mean = operand(a, a.location, T(0)), logvar = operand(a, a.logvar, T(0)),
               weight = factor(a), dm = Output<T>(a.out_location, a.location_dtype),
               dv = Output<T>(a.out_logvar, a.logvar.dtype)](int64_t b, int64_t features) mutable {

@@ -41,7 +41,7 @@ template <class T> struct Reparameterize {
 
   static void backward(const Args& a) {
     const T free_bits = T(a.free_bits), beta = T(a.beta);
-    each_row<Order::last_to_first>(a.sizes, kTask, [&] {
+    each_row(a.sizes, kTask, [&] {
       return [&, g = Input<T>(a.grad_z, a.sizes), mu = Input<T>(a.mu, a.sizes), logvar = Input<T>(a.logvar, a.sizes),
               dmu = Output<T>(a.out_mu, a.mu.dtype), dlogvar = Output<T>(a.out_logvar, a.mu.dtype),
               eps = noise(a)](int64_t b, int64_t features) mutable {
