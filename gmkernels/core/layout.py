@@ -28,6 +28,11 @@ def contiguous_like(t: Tensor) -> Tensor:
     return torch.empty_like(t, memory_format=torch.contiguous_format)
 
 
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """``t.to(dtype)``, at no cost if it has that dtype: even then, ``to`` takes as long as an empty kernel."""
+    return t if t.dtype is dtype else t.to(dtype)
+
+
 def operands(first: Tensor, *others: Tensor | None) -> tuple[tuple[int, int, int], list[Any], Any]:
     """Sizes, (address, dtype, strides) of each tensor or None, and what must live until the kernel is done.
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gmkernels.core.layout import cast
+
 from . import library
 
 
@@ -26,7 +28,7 @@ def _affine_first(needs, saved, constants, grads):  # type: ignore[no-untyped-de
         # The inverse's dt is -dx, which must not be rounded to a narrower x on its way.
         x, grad_y = (v.to(torch.promote_types(dtype, t.dtype)) for v in (x, grad_y))
     grad_x, grad_s = library.affine_coupling_backward(grad_y, grad_logdet, x, s, t, mask, inner, *how, backend)
-    return grad_x.to(dtype), grad_s, _shift(grad_y, grad_x, mask, inverse).to(t.dtype), None
+    return cast(grad_x, dtype), grad_s, cast(_shift(grad_y, grad_x, mask, inverse), t.dtype), None
 
 
 @library.affine_coupling_backward.derivative
