@@ -18,7 +18,7 @@ __all__ = ["affine_coupling", "clamp_of", "planar_flow", "SCALE_MAPS"]
 SCALE_MAPS = tuple(reference.SCALE_MAPS)
 
 # Elements up to which tanh or atan is kept for backward: what leaves the caches comes back later than it is computed.
-KEPT = 1 << 21
+KEPT = 1 << 20
 
 
 def affine_coupling(
@@ -67,7 +67,7 @@ def affine_coupling(
 
     Twice differentiable in ``x``, ``log_scale`` and ``shift``. Consumes no randomness. Row-wise and bitwise
     reproducible: a sample's result does not depend on the rest of the batch, on threads, strides or vector width.
-    Non-finite values propagate as in PyTorch; an overflow of exp is infinity, not an error. Up to 2^21 elements, the C++
+    Non-finite values propagate as in PyTorch; an overflow of exp is infinity, not an error. Up to 2^20 elements, the C++
     core keeps tanh(s) or atan(s) for backward beside the inputs; the numbers are the same with or without.
 
     Raises:
