@@ -72,10 +72,17 @@ template <class T> struct Sums : Layers<T> {
     return sum;
   }
 
-  // A layer's gradients are sums of g h over the batch: where these lie.
+  // What a sample's gradient by the last layer's output is to be multiplied by, if it is.
+  const T* factor() const { return static_cast<const T*>(a.grad_likelihood); }
+
+  // A layer's gradients are sums of g h over the batch, or by g h: where these lie.
   struct Factors {
-    const T *g, *h;
+    const T *g, *h, *by;
     int64_t g_step, h_step;
+    P row(int64_t b, int64_t o, int lanes) const {
+      const P found = get(g + b * g_step + o, lanes);
+      return by ? P(by[b]) * found : found;
+    }
   };
   bool summed_in_blocks(int64_t l) const {
     const int64_t inputs = a.widths[l];
@@ -87,11 +94,10 @@ template <class T> struct Sums : Layers<T> {
   // Columns row .. of g, kLanes together, and their sums.
   void put_together(int64_t l, int64_t row, const Factors& f, T* to) const {
     const int64_t columns = std::min(kPanels * kLanes, a.widths[l + 1] - row);
-    const T* g = f.g + row;
-    for (int64_t b = 0; b < a.batch; ++b, g += f.g_step)
+    for (int64_t b = 0; b < a.batch; ++b)
       for (int64_t o = 0; o < columns; o += kLanes) {
-        __builtin_prefetch(g + kAhead * f.g_step + o);
-        store(to + o * a.batch + b * kLanes, get(g + o, int(std::min<int64_t>(kLanes, columns - o))));
+        __builtin_prefetch(f.g + (b + kAhead) * f.g_step + row + o);
+        store(to + o * a.batch + b * kLanes, f.row(b, row + o, int(std::min<int64_t>(kLanes, columns - o))));
       }
     for (int64_t o = 0; a.out_bias[l] && o < columns; o += kLanes) {
       const int lanes = int(std::min<int64_t>(kLanes, columns - o));
@@ -108,7 +114,7 @@ template <class T> struct Sums : Layers<T> {
     const auto factors = [&](int64_t l) {
       const bool outside = l + 1 == a.layers && !a.split;
       return Factors{outside ? grad : slopes + offset[l + 1], l ? active + offset[l] : read,
-                     outside ? grad_step : hidden, l ? hidden : read_step};
+                     outside ? factor() : nullptr, outside ? grad_step : hidden, l ? hidden : read_step};
     };
     struct Block {
       int64_t layer, row;
@@ -136,11 +142,11 @@ template <class T> struct Sums : Layers<T> {
           const T* g = f.g + row;
           int64_t g_step = f.g_step;
           thread_local Scratch own;
-          if (a.batch >= kLong) {
+          if (a.batch >= kLong || f.by) {
             T* to = reinterpret_cast<T*>(own.of(a.batch * kLanes * int64_t(sizeof(T))));
             for (int64_t b = 0; b < a.batch; ++b) {
               __builtin_prefetch(g + (b + kAhead) * g_step);
-              store(to + b * kLanes, get(g + b * g_step, lanes));
+              store(to + b * kLanes, f.row(b, row, lanes));
             }
             g = to, g_step = kLanes;
           }

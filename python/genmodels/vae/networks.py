@@ -169,7 +169,7 @@ class Decoder(nn.Module):
             return None
         weights: list[Tensor] = [layer.weight for layer in layers]
         if self.first.classes is not None:
-            eye = torch.eye(len(self.first.classes), dtype=z.dtype, device=z.device)
-            z = torch.cat([z.flatten(0, -2), eye.repeat(len(z), 1) if z.dim() == 3 else eye[y]], 1)
+            classes = torch.eye(len(self.first.classes), dtype=z.dtype, device=z.device)
+            z = torch.cat([z, classes.expand(len(z), -1, -1) if z.dim() == 3 else classes[y]], -1).flatten(0, -2)
             weights[0] = torch.cat([weights[0], self.first.classes.t()], 1)
         return z, weights, [layer.bias for layer in layers]

@@ -147,26 +147,32 @@ class SemiSupervisedVAE(ConditionalVAE):
 
         Row ``b * classes + y`` of the noise under ``key`` belongs to image b and class y.
         """
+        _, _, z, kl = self._draw(x, key)
+        return -self.judge(z, None, x), kl.view(len(x), -1)
+
+    def _draw(self, x: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean and log-variance of q(z|x, y) with every class, z (B, classes, latents), and its divergence."""
         mu, logvar = self.encoder.every(x).flatten(0, 1).chunk(2, 1)
         z, kl = gmk.reparameterize_kl(mu, logvar, key)
-        z = z.unflatten(0, (len(x), self.classes))
-        log_likelihood = self.judge(z, None, x)
-        if not torch.compiler.is_compiling() and not finite(log_likelihood, kl):
-            raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, self.decoder.every(z))}")
-        return -log_likelihood, kl.view(len(x), -1)
+        return mu, logvar, z.unflatten(0, (len(x), self.classes)), kl
 
     def unlabelled(self, x: Tensor, key: Tensor) -> dict[str, Tensor]:
-        """``-U(x)`` as ``loss``, and its parts, each (B,), of pixels."""
+        """``-U(x)`` as ``loss``, and its parts without a gradient, each (B,), of pixels."""
         log_q = self.classifier(x).log_softmax(1)
         q = log_q.exp()
         reconstruction, kl = self.every_class(x, key)
         # log classes = -log p(y); with the entropy it makes KL(q(y|x) || p(y)).
-        kl_class = math.log(self.classes) + (q * log_q).sum(1)
-        beta = self.beta.at(self.updates)
-        loss = (q * (reconstruction + beta * kl)).sum(1) + kl_class
+        uniform = math.log(self.classes)
+        loss = (q * (reconstruction + self.beta.at(self.updates) * kl + log_q)).sum(1) + uniform
         with torch.no_grad():
-            parts = {"reconstruction": (q * reconstruction).sum(1), "kl": (q * kl).sum(1), "kl_class": kl_class}
-        return {"loss": loss, **parts}
+            # What is not finite in any class is not finite in the loss, even where the class has no weight.
+            if not torch.compiler.is_compiling() and not finite(loss):
+                mu, logvar, z, _ = self._draw(x, key)
+                why = self.cause(x, mu, logvar, decoder=self.decoder.every(z), classifier=self.classifier(x))
+                raise NonFiniteLoss(f"the loss is not finite: {why}")
+            parts = {"reconstruction": reconstruction, "kl": kl, "kl_class": log_q}
+            mean = {name: (q * value).sum(1) for name, value in parts.items()}
+        return {"loss": loss, **mean, "kl_class": mean["kl_class"] + uniform}
 
     def losses(self, batch: SemiBatch, key: Tensor | int | None = None) -> dict[str, Tensor]:  # type: ignore[override]
         """See the class. Raises as :meth:`VAE.losses`, and ``ValueError`` if there are no unlabelled images."""

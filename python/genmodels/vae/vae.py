@@ -48,7 +48,8 @@ _BINARISE, _MASKS, _REFINE = 1, 2, 16
 
 def finite(*terms: Tensor) -> bool:
     """Whether terms of a loss are finite, outside autograd: this stands between forward and backward of every step."""
-    return math.isfinite(float(sum(term.detach().sum() for term in terms)))
+    first, *rest = (term.detach().sum() for term in terms)
+    return math.isfinite(float(sum(rest, first)))
 
 
 class VAE(Model):
@@ -223,11 +224,11 @@ class VAE(Model):
         kl = penalty if self.free_bits is None else kl_divergence(mu, logvar).sum(1)
         reconstruction = -self.judge(z, y, x, mask)
         if not torch.compiler.is_compiling() and not finite(reconstruction, penalty):
-            raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, self.decoder(z, y))}")
+            raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, decoder=self.decoder(z, y))}")
         return Terms(reconstruction, kl, penalty)
 
-    def cause(self, x: Tensor, mu: Tensor, logvar: Tensor, output: Tensor) -> str:
-        """Why a loss is not finite, in words."""
+    def cause(self, x: Tensor, mu: Tensor, logvar: Tensor, **outputs: Tensor) -> str:
+        """Why a loss is not finite, in words; ``outputs`` are those of the other networks."""
         limit = math.log(torch.finfo(logvar.dtype).max)
         for name, value in self.named_parameters():
             if not bool(value.isfinite().all()):
@@ -241,8 +242,9 @@ class VAE(Model):
                 f"the encoder's log-variance reached {worst:.1f} and exp overflows {str(logvar.dtype)[6:]} above "
                 f"{limit:.1f}; try a smaller lr or gradient clipping"
             )
-        if not bool(output.isfinite().all()):
-            return "the decoder's output overflows; try a smaller lr or gradient clipping"
+        for name, output in outputs.items():
+            if not bool(output.isfinite().all()):
+                return f"the {name}'s output overflows; try a smaller lr or gradient clipping"
         return f"the sum over an image overflows (means up to {float(mu.abs().max()):.3g}); try a smaller lr"
 
     def losses(self, batch: Batch, key: Tensor | int | None = None) -> dict[str, Tensor]:
