@@ -54,11 +54,18 @@ template <class T> struct Sums : Layers<T> {
     constexpr int kRows = 4;
     const auto wide = [&](auto count, int64_t o) {
       constexpr int M = decltype(count)::value;
+      const auto part = [&](auto packs, int64_t i) {
+        outer<M, decltype(packs)::value>(g + o, g_step, ahead, h + i, h_step, columns - i, out + o * out_step + i,
+                                         out_step);
+      };
       int64_t i = 0;
-      T* to = out + o * out_step;
       for (; columns - i > (kPacks<T> - 1) * kLanes; i += kPacks<T> * kLanes)
-        outer<M, kPacks<T>>(g + o, g_step, ahead, h + i, h_step, columns - i, to + i, out_step);
-      for (; i < columns; i += kLanes) outer<M, 1>(g + o, g_step, ahead, h + i, h_step, columns - i, to + i, out_step);
+        part(std::integral_constant<int, kPacks<T>>(), i);
+      if constexpr (kPacks<T> > 3)
+        if (columns - i > 2 * kLanes) return part(std::integral_constant<int, 3>(), i);
+      if constexpr (kPacks<T> > 2)
+        if (columns - i > kLanes) return part(std::integral_constant<int, 2>(), i);
+      if (columns > i) part(std::integral_constant<int, 1>(), i);
     };
     int64_t o = 0;
     for (; o + kRows <= rows; o += kRows) wide(std::integral_constant<int, kRows>(), o);
