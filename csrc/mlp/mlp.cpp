@@ -170,11 +170,12 @@ template <class T, int kind> struct Mlp : Sums<T> {
     if (a.split) steps.add(Base::kCouple);
     const bool through = a.out_x || a.out_each;
     for (int64_t l = a.layers - 1; l >= (through ? 0 : 1); --l) steps.add(l);
-    if (a.each && !through) steps.add(Base::kPair);
+    const bool pairs_kept = a.each && !this->summed_in_blocks(0);
+    if (pairs_kept && !through) steps.add(Base::kPair);
     const bool normed = a.norm_log_scale != nullptr;
     struct Kept {
       T *active, *slopes;  // of every hidden number: its activation, and the gradient by it
-      T *pairs, *by_pair;  // likewise of what pairs read
+      T *pairs, *by_pair;  // likewise of what pairs read; the sums may make those as they go
       T *scaled, *along;   // the gradient by what the coupling gives, and its product with that
       T* packed;           // see sums
       std::array<Matrix<T>, GMK_MLP_LAYERS> w;
@@ -187,7 +188,7 @@ template <class T, int kind> struct Mlp : Sums<T> {
       for (int64_t l = 0; l < a.layers; ++l) packed += this->summed_in_blocks(l) ? this->packed_size(l) : 0;
       return Kept{arena.take<T>(kAfter ? 0 : stored),
                   arena.take<T>(stored),
-                  arena.take<T>(pairs),
+                  arena.take<T>(pairs_kept ? pairs : 0),
                   arena.take<T>(pairs),
                   arena.take<T>(wide),
                   arena.take<T>(wide),
@@ -238,7 +239,7 @@ template <class T, int kind> struct Mlp : Sums<T> {
           __builtin_prefetch(from + kAhead * hidden + i);
         walk(outputs, [&](int64_t i, int lanes) {
           const P x = l ? get(from + i, lanes) : sum(o + i, lanes), h = A::value(x);
-          if (!l || !kAfter) put(active + at + i, lanes, h);
+          if (l ? !kAfter : pairs_kept) put(active + at + i, lanes, h);
           put(slopes + i, lanes, get(slopes + i, lanes) * A::slope(x, h));
         });
       }
@@ -254,10 +255,15 @@ template <class T, int kind> struct Mlp : Sums<T> {
     };
     this->pass(steps, k.w, true, flow, activate, other);
     const T* active = kAfter ? static_cast<const T*>(a.hidden) : k.active;
-    if (a.each)
-      this->sums(k.pairs, a.widths[0], grad, grad_step, active, k.slopes, along, k.packed);
-    else
-      this->sums(input, a.x_step, grad, grad_step, active, k.slopes, along, k.packed);
+    const T* read = a.each ? pairs_kept ? k.pairs : nullptr : input;
+    const auto pair_strip = [&](T* strip, int64_t i, int64_t width) {
+      for (int64_t b = 0; b < a.batch; ++b, strip += width) {
+        const Pair sum = pair(b);
+        walk(std::min(width, a.widths[0] - i),
+             [&](int64_t o, int lanes) { store(strip + o, A::value(sum(i + o, lanes))); });
+      }
+    };
+    this->sums(read, a.each ? a.widths[0] : a.x_step, grad, grad_step, active, k.slopes, along, k.packed, pair_strip);
     if (a.each && through) this->pair_sums(k.by_pair);
     mine.shrink();
   }

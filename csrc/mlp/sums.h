@@ -22,24 +22,32 @@ template <class T> struct Sums : Layers<T> {
   template <int M, int V>
   GMK_INLINE void outer(const T* g, int64_t g_step, int64_t ahead, const T* h, int64_t h_step, int64_t left, T* out,
                         int64_t out_step) const {
-    P sum[M][V];
+    P sum[M][V];  // in registers as long as every loop over them is unrolled
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[m][v] = P(T(0));
     const int whole = int(std::min<int64_t>(V, left / kLanes)), rest = int(left - whole * kLanes);
     for (int64_t b = 0; b < a.batch; ++b, g += g_step, h += h_step) {
       __builtin_prefetch(g + ahead, 0, 2);
       P row[V];
       if (whole == V)
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v) row[v] = load(h + v * kLanes);
       else
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v)
           row[v] = v < whole ? load(h + v * kLanes) : v == whole ? load_n(h + v * kLanes, rest) : P(T(0));
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
         const P factor(g[m]);
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[m][v] = fma(factor, row[v], sum[m][v]);
       }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         T* to = out + m * out_step + v * kLanes;
         if (v < whole)
@@ -114,9 +122,11 @@ template <class T> struct Sums : Layers<T> {
 
   // Gradients by weights and biases, and by what follows the coupling. In large batches the numbers of a column of g
   // lie on as many pages as there are samples: kLanes columns are put together first, in wide layers into `packed`.
-  // `read` is what the first layer reads, `grad` the gradient by what a perceptron by itself gives.
+  // `read` is what the first layer reads (if it is nowhere, fill(strip, i, width) makes numbers i .. of all samples),
+  // `grad` the gradient by what a perceptron by itself gives.
+  template <class Fill>
   void sums(const T* read, int64_t read_step, const T* grad, int64_t grad_step, const T* active, const T* slopes,
-            const T* along, T* packed) const {
+            const T* along, T* packed, const Fill& fill) const {
     constexpr int64_t kNorm = -1;
     const auto factors = [&](int64_t l) {
       const bool outside = l + 1 == a.layers && !a.split;
@@ -172,7 +182,10 @@ template <class T> struct Sums : Layers<T> {
       this->in_blocks(
           inputs, a.batch, outputs,
           [&](T* strip, int64_t i, int64_t width) {
-            pack_strip(strip, f.h, i, width, inputs, a.batch, f.h_step, true);
+            if (f.h)
+              pack_strip(strip, f.h, i, width, inputs, a.batch, f.h_step, true);
+            else
+              fill(strip, i, width);
           },
           [&](const T* strip, int64_t i, int64_t some, int64_t first, int64_t rows) {
             const int64_t width = round_up(some, kLanes);

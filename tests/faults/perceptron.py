@@ -27,6 +27,7 @@ PERCEPTRON = [
     Fault("wide-sums-take-another-block-of-columns", _SUMS, "outer_block(packed + o * a.batch,",
           "outer_block(packed + first * a.batch,", _MLP),
     Fault("pairs-of-one-row", _CORE, "b % a.rows * a.widths[0]", "0 * a.widths[0]", _MLP),
+    Fault("strips-of-pairs-begin-at-the-first-column", _CORE, "A::value(sum(i + o, lanes))", "A::value(sum(o, lanes))", _MLP),
     Fault("gradient-of-one-pair", _SUMS, "for (int64_t r = 0; r < a.rows; ++r) sum = sum + get(from + r * width + i, lanes);",
           "for (int64_t r = 0; r < 1; ++r) sum = sum + get(from + r * width + i, lanes);", _MLP),
     Fault("panel-of-the-last-columns-left-out", _SUMS, "std::min(kPanels * kLanes, a.widths[l + 1] - row)",

@@ -67,7 +67,7 @@ def test_wide_layers_which_are_computed_in_blocks_give_what_torch_gives(batch: i
 
 
 @pytest.mark.parametrize("activation", list(TORCH))
-@pytest.mark.parametrize("widths", [(9, 5), (300, 270, 140)])
+@pytest.mark.parametrize("widths", [(9, 5), (300, 270, 140), (523, 270)])
 def test_every_pair_is_what_the_sum_of_both_gives(activation: str, widths: tuple[int, ...]) -> None:
     """An image's share of a layer and a class's, added and passed on: as if each pair had been a sample of its own."""
     torch.manual_seed(0)
