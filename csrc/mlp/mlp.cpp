@@ -17,6 +17,8 @@ template <class T, int kind> struct Mlp : Sums<T> {
   using typename Base::Flow, typename Base::Steps;
   using P = pack<T>;
   using A = Activation<T, kind>;
+  // relu of relu is relu, and so is its slope: hidden layers are kept after it then, and read where they are kept.
+  static constexpr bool kAfter = kind == GMK_RELU;
   Couple<T> couple{};
 
   explicit Mlp(const Args& args) : Sums<T>(args) {
@@ -48,8 +50,9 @@ template <class T, int kind> struct Mlp : Sums<T> {
       RowSum<T> sum;
       walk(features, [&](int64_t i, int lanes) {
         const P l = get(logits + i, lanes), x = get(target + i, lanes);
-        sum.add(int(i / kLanes % GMK_ISA::kPacks), lanes, bernoulli(l, x));
-        put(logits + i, lanes, bernoulli_slope(l, x));
+        P slope;
+        sum.add(int(i / kLanes % GMK_ISA::kPacks), lanes, bernoulli_with_slope(l, x, slope));
+        put(logits + i, lanes, slope);
       });
       static_cast<T*>(a.out_likelihood)[b] = sum.total();
     }
@@ -90,7 +93,9 @@ template <class T, int kind> struct Mlp : Sums<T> {
     };
     const auto lay_out = [&](Arena& arena) {
       const int64_t stored = a.batch * widest + kLanes;
-      return Kept{this->matrices(arena, false), norm(arena), {arena.take<T>(stored), arena.take<T>(stored)}};
+      return Kept{this->matrices(arena, false),
+                  norm(arena),
+                  {arena.take<T>(kAfter && !a.each ? 0 : stored), arena.take<T>(kAfter ? 0 : stored)}};
     };
     thread_local Scratch mine;
     Arena size(nullptr);
@@ -102,16 +107,15 @@ template <class T, int kind> struct Mlp : Sums<T> {
     const auto flow = [&](int64_t l) {
       const bool outside = l + 1 == a.layers && !a.split;
       T* to = outside ? static_cast<T*>(a.out) : static_cast<T*>(a.hidden) + offset[l + 1];
-      const bool ours = l || a.each;
-      return Flow{ours ? k.active[l % 2] : input,
-                  ours ? widest : a.x_step,
-                  {nullptr, 0, to, outside ? a.widths[l + 1] : hidden}};
+      const Target<T> target{nullptr, 0, to, outside ? a.widths[l + 1] : hidden};
+      if (l && kAfter) return Flow{static_cast<T*>(a.hidden) + offset[l], hidden, target};
+      return l || a.each ? Flow{k.active[l % 2], widest, target} : Flow{input, a.x_step, target};
     };
     const auto activate = [&](int64_t l, int64_t first, int64_t samples, int64_t o, int64_t outputs) {
       if (l + 1 == a.layers) return;
       for (int64_t b = first; b < first + samples; ++b) {
-        const T* from = static_cast<const T*>(a.hidden) + b * hidden + offset[l + 1] + o;
-        T* to = k.active[(l + 1) % 2] + b * widest + o;
+        T* from = static_cast<T*>(a.hidden) + b * hidden + offset[l + 1] + o;
+        T* to = kAfter ? from : k.active[(l + 1) % 2] + b * widest + o;
         walk(outputs, [&](int64_t i, int lanes) { put(to + i, lanes, A::value(get(from + i, lanes))); });
       }
     };
@@ -164,29 +168,33 @@ template <class T, int kind> struct Mlp : Sums<T> {
   void backward() const {
     Steps steps;
     if (a.split) steps.add(Base::kCouple);
-    const auto* factor = static_cast<const T*>(a.grad_likelihood);
-    if (factor) steps.add(Base::kJudge);
     const bool through = a.out_x || a.out_each;
     for (int64_t l = a.layers - 1; l >= (through ? 0 : 1); --l) steps.add(l);
-    if (a.each && !through) steps.add(Base::kPair);
-    const bool normed = a.norm_log_scale != nullptr, scaled = normed || factor;
-    const int64_t features = normed ? a.features : a.widths[a.layers];
+    const bool pairs_kept = a.each && !this->summed_in_blocks(0);
+    if (pairs_kept && !through) steps.add(Base::kPair);
+    const bool normed = a.norm_log_scale != nullptr;
     struct Kept {
       T *active, *slopes;  // of every hidden number: its activation, and the gradient by it
-      T *pairs, *by_pair;  // likewise of what pairs read
-      T *scaled, *along;   // the gradient by what the coupling gives, or by logits; and its product with that
+      T *pairs, *by_pair;  // likewise of what pairs read; the sums may make those as they go
+      T *scaled, *along;   // the gradient by what the coupling gives, and its product with that
       T* packed;           // see sums
       std::array<Matrix<T>, GMK_MLP_LAYERS> w;
       Norm after;
     };
     const auto lay_out = [&](Arena& arena) {
       const int64_t pairs = a.each ? a.batch * a.widths[0] + kLanes : 0;
-      const int64_t stored = a.batch * hidden + kLanes, wide = scaled ? a.batch * features + kLanes : 0;
+      const int64_t stored = a.batch * hidden + kLanes, wide = normed ? a.batch * a.features + kLanes : 0;
       int64_t packed = 0;
       for (int64_t l = 0; l < a.layers; ++l) packed += this->summed_in_blocks(l) ? this->packed_size(l) : 0;
-      return Kept{arena.take<T>(stored), arena.take<T>(stored),       arena.take<T>(pairs),
-                  arena.take<T>(pairs),  arena.take<T>(wide),         arena.take<T>(normed ? wide : 0),
-                  arena.take<T>(packed), this->matrices(arena, true), norm(arena)};
+      return Kept{arena.take<T>(kAfter ? 0 : stored),
+                  arena.take<T>(stored),
+                  arena.take<T>(pairs_kept ? pairs : 0),
+                  arena.take<T>(pairs),
+                  arena.take<T>(wide),
+                  arena.take<T>(wide),
+                  arena.take<T>(packed),
+                  this->matrices(arena, true),
+                  norm(arena)};
     };
     thread_local Scratch mine;
     Arena size(nullptr);
@@ -194,8 +202,8 @@ template <class T, int kind> struct Mlp : Sums<T> {
     Arena arena(mine.of(size.bytes()));
     Kept k = lay_out(arena);
     this->pack_narrow(k.w, steps, true), fill(k.after);
-    const T* grad = scaled ? k.scaled : static_cast<const T*>(a.grad);
-    const int64_t grad_step = scaled ? features : a.grad_step;
+    const T* grad = normed ? k.scaled : static_cast<const T*>(a.grad);
+    const int64_t grad_step = normed ? a.features : a.grad_step;
     T* along = a.out_norm_log_scale ? k.along : nullptr;
 
     const auto flow = [&](int64_t l) {
@@ -215,34 +223,47 @@ template <class T, int kind> struct Mlp : Sums<T> {
       return found;
     };
     const auto activate = [&](int64_t l, int64_t first, int64_t samples, int64_t o, int64_t outputs) {
-      if (l == 0 && !a.each) return;
-      T *active = l ? k.active : k.pairs, *slopes = l ? k.slopes : k.by_pair;
+      const Flow way = flow(l);
+      const T* factor = l + 1 == a.layers ? this->factor() : nullptr;
+      T* active = l ? k.active : k.pairs;
       for (int64_t b = first; b < first + samples; ++b) {
+        T* slopes = way.to.to + b * way.to.step + o;
+        if (factor)
+          walk(outputs, [&](int64_t i, int lanes) { put(slopes + i, lanes, get(slopes + i, lanes) * P(factor[b])); });
+        if (l == 0 && !a.each) continue;
         const int64_t at = l ? b * hidden + offset[l] + o : b * a.widths[0] + o;
         const Pair sum = l ? Pair{} : pair(b);
+        const T* from = l ? static_cast<const T*>(a.hidden) + at : nullptr;
+        // Of wide layers these are short pieces of long rows.
+        for (int64_t i = 0; l && i < outputs; i += 64 / int64_t(sizeof(T)))
+          __builtin_prefetch(from + kAhead * hidden + i);
         walk(outputs, [&](int64_t i, int lanes) {
-          const P x = l ? get(static_cast<const T*>(a.hidden) + at + i, lanes) : sum(o + i, lanes);
-          const P h = A::value(x);
-          put(active + at + i, lanes, h);
-          put(slopes + at + i, lanes, get(slopes + at + i, lanes) * A::slope(x, h));
+          const P x = l ? get(from + i, lanes) : sum(o + i, lanes), h = A::value(x);
+          if (l ? !kAfter : pairs_kept) put(active + at + i, lanes, h);
+          put(slopes + i, lanes, get(slopes + i, lanes) * A::slope(x, h));
         });
       }
     };
     const auto other = [&](int64_t step, int64_t first, int64_t samples) {
       if (step == Base::kPair) return pair_up(first, samples, k.pairs, a.widths[0]);
-      for (int64_t b = first; scaled && b < first + samples; ++b)
-        walk(features, [&](int64_t i, int lanes) {
-          const P g = get(static_cast<const T*>(a.grad) + b * a.grad_step + i, lanes);
-          put(k.scaled + b * features + i, lanes, g * (factor ? P(factor[b]) : get(k.after.gain + i, lanes)));
+      for (int64_t b = first; normed && b < first + samples; ++b)
+        walk(a.features, [&](int64_t i, int lanes) {
+          put(k.scaled + b * a.features + i, lanes,
+              get(static_cast<const T*>(a.grad) + b * a.grad_step + i, lanes) * get(k.after.gain + i, lanes));
         });
-      if (step == Base::kJudge) return;
       transform_backward(first, samples, grad, grad_step, k.slopes, along);
     };
     this->pass(steps, k.w, true, flow, activate, other);
-    if (a.each)
-      this->sums(k.pairs, a.widths[0], grad, grad_step, k.active, k.slopes, along, k.packed);
-    else
-      this->sums(input, a.x_step, grad, grad_step, k.active, k.slopes, along, k.packed);
+    const T* active = kAfter ? static_cast<const T*>(a.hidden) : k.active;
+    const T* read = a.each ? pairs_kept ? k.pairs : nullptr : input;
+    const auto pair_strip = [&](T* strip, int64_t i, int64_t width) {
+      for (int64_t b = 0; b < a.batch; ++b, strip += width) {
+        const Pair sum = pair(b);
+        walk(std::min(width, a.widths[0] - i),
+             [&](int64_t o, int lanes) { store(strip + o, A::value(sum(i + o, lanes))); });
+      }
+    };
+    this->sums(read, a.each ? a.widths[0] : a.x_step, grad, grad_step, active, k.slopes, along, k.packed, pair_strip);
     if (a.each && through) this->pair_sums(k.by_pair);
     mine.shrink();
   }

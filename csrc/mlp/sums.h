@@ -22,24 +22,32 @@ template <class T> struct Sums : Layers<T> {
   template <int M, int V>
   GMK_INLINE void outer(const T* g, int64_t g_step, int64_t ahead, const T* h, int64_t h_step, int64_t left, T* out,
                         int64_t out_step) const {
-    P sum[M][V];
+    P sum[M][V];  // in registers as long as every loop over them is unrolled
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[m][v] = P(T(0));
     const int whole = int(std::min<int64_t>(V, left / kLanes)), rest = int(left - whole * kLanes);
     for (int64_t b = 0; b < a.batch; ++b, g += g_step, h += h_step) {
       __builtin_prefetch(g + ahead, 0, 2);
       P row[V];
       if (whole == V)
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v) row[v] = load(h + v * kLanes);
       else
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v)
           row[v] = v < whole ? load(h + v * kLanes) : v == whole ? load_n(h + v * kLanes, rest) : P(T(0));
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
         const P factor(g[m]);
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[m][v] = fma(factor, row[v], sum[m][v]);
       }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         T* to = out + m * out_step + v * kLanes;
         if (v < whole)
@@ -54,11 +62,18 @@ template <class T> struct Sums : Layers<T> {
     constexpr int kRows = 4;
     const auto wide = [&](auto count, int64_t o) {
       constexpr int M = decltype(count)::value;
+      const auto part = [&](auto packs, int64_t i) {
+        outer<M, decltype(packs)::value>(g + o, g_step, ahead, h + i, h_step, columns - i, out + o * out_step + i,
+                                         out_step);
+      };
       int64_t i = 0;
-      T* to = out + o * out_step;
       for (; columns - i > (kPacks<T> - 1) * kLanes; i += kPacks<T> * kLanes)
-        outer<M, kPacks<T>>(g + o, g_step, ahead, h + i, h_step, columns - i, to + i, out_step);
-      for (; i < columns; i += kLanes) outer<M, 1>(g + o, g_step, ahead, h + i, h_step, columns - i, to + i, out_step);
+        part(std::integral_constant<int, kPacks<T>>(), i);
+      if constexpr (kPacks<T> > 3)
+        if (columns - i > 2 * kLanes) return part(std::integral_constant<int, 3>(), i);
+      if constexpr (kPacks<T> > 2)
+        if (columns - i > kLanes) return part(std::integral_constant<int, 2>(), i);
+      if (columns > i) part(std::integral_constant<int, 1>(), i);
     };
     int64_t o = 0;
     for (; o + kRows <= rows; o += kRows) wide(std::integral_constant<int, kRows>(), o);
@@ -72,10 +87,17 @@ template <class T> struct Sums : Layers<T> {
     return sum;
   }
 
-  // A layer's gradients are sums of g h over the batch: where these lie.
+  // What a sample's gradient by the last layer's output is to be multiplied by, if it is.
+  const T* factor() const { return static_cast<const T*>(a.grad_likelihood); }
+
+  // A layer's gradients are sums of g h over the batch, or by g h: where these lie.
   struct Factors {
-    const T *g, *h;
+    const T *g, *h, *by;
     int64_t g_step, h_step;
+    P row(int64_t b, int64_t o, int lanes) const {
+      const P found = get(g + b * g_step + o, lanes);
+      return by ? P(by[b]) * found : found;
+    }
   };
   bool summed_in_blocks(int64_t l) const {
     const int64_t inputs = a.widths[l];
@@ -87,11 +109,10 @@ template <class T> struct Sums : Layers<T> {
   // Columns row .. of g, kLanes together, and their sums.
   void put_together(int64_t l, int64_t row, const Factors& f, T* to) const {
     const int64_t columns = std::min(kPanels * kLanes, a.widths[l + 1] - row);
-    const T* g = f.g + row;
-    for (int64_t b = 0; b < a.batch; ++b, g += f.g_step)
+    for (int64_t b = 0; b < a.batch; ++b)
       for (int64_t o = 0; o < columns; o += kLanes) {
-        __builtin_prefetch(g + kAhead * f.g_step + o);
-        store(to + o * a.batch + b * kLanes, get(g + o, int(std::min<int64_t>(kLanes, columns - o))));
+        __builtin_prefetch(f.g + (b + kAhead) * f.g_step + row + o);
+        store(to + o * a.batch + b * kLanes, f.row(b, row + o, int(std::min<int64_t>(kLanes, columns - o))));
       }
     for (int64_t o = 0; a.out_bias[l] && o < columns; o += kLanes) {
       const int lanes = int(std::min<int64_t>(kLanes, columns - o));
@@ -101,14 +122,16 @@ template <class T> struct Sums : Layers<T> {
 
   // Gradients by weights and biases, and by what follows the coupling. In large batches the numbers of a column of g
   // lie on as many pages as there are samples: kLanes columns are put together first, in wide layers into `packed`.
-  // `read` is what the first layer reads, `grad` the gradient by what a perceptron by itself gives.
+  // `read` is what the first layer reads (if it is nowhere, fill(strip, i, width) makes numbers i .. of all samples),
+  // `grad` the gradient by what a perceptron by itself gives.
+  template <class Fill>
   void sums(const T* read, int64_t read_step, const T* grad, int64_t grad_step, const T* active, const T* slopes,
-            const T* along, T* packed) const {
+            const T* along, T* packed, const Fill& fill) const {
     constexpr int64_t kNorm = -1;
     const auto factors = [&](int64_t l) {
       const bool outside = l + 1 == a.layers && !a.split;
       return Factors{outside ? grad : slopes + offset[l + 1], l ? active + offset[l] : read,
-                     outside ? grad_step : hidden, l ? hidden : read_step};
+                     outside ? factor() : nullptr, outside ? grad_step : hidden, l ? hidden : read_step};
     };
     struct Block {
       int64_t layer, row;
@@ -136,11 +159,11 @@ template <class T> struct Sums : Layers<T> {
           const T* g = f.g + row;
           int64_t g_step = f.g_step;
           thread_local Scratch own;
-          if (a.batch >= kLong) {
+          if (a.batch >= kLong || f.by) {
             T* to = reinterpret_cast<T*>(own.of(a.batch * kLanes * int64_t(sizeof(T))));
             for (int64_t b = 0; b < a.batch; ++b) {
               __builtin_prefetch(g + (b + kAhead) * g_step);
-              store(to + b * kLanes, get(g + b * g_step, lanes));
+              store(to + b * kLanes, f.row(b, row, lanes));
             }
             g = to, g_step = kLanes;
           }
@@ -159,7 +182,10 @@ template <class T> struct Sums : Layers<T> {
       this->in_blocks(
           inputs, a.batch, outputs,
           [&](T* strip, int64_t i, int64_t width) {
-            pack_strip(strip, f.h, i, width, inputs, a.batch, f.h_step, true);
+            if (f.h)
+              pack_strip(strip, f.h, i, width, inputs, a.batch, f.h_step, true);
+            else
+              fill(strip, i, width);
           },
           [&](const T* strip, int64_t i, int64_t some, int64_t first, int64_t rows) {
             const int64_t width = round_up(some, kLanes);

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import gmkernels as gmk
 from genmodels.data import Batch, load
 from genmodels.errors import DataError
-from genmodels.vae import SemiBatch, SemiStream, SemiSupervisedVAE, keep_labels
+from genmodels.vae import NonFiniteLoss, SemiBatch, SemiStream, SemiSupervisedVAE, keep_labels
 from genmodels.vae.networks import Joint
 from genmodels.vae.recipe import M2Recipe
 
@@ -91,8 +91,8 @@ def test_a_sure_and_right_classifier_makes_the_unlabelled_bound_the_labelled_one
     with torch.no_grad():
         model.classifier.rest[-1].weight.zero_()
         model.classifier.rest[-1].bias.copy_(torch.tensor([0.0, 0.0, 1e4, 0.0]))
-    reconstruction, kl = model.every_class(x, key)
-    torch.testing.assert_close(model.bound(x, key), -(reconstruction + kl)[:, 2] - math.log(K))
+    log_likelihood, kl = model.every_class(x, key)
+    torch.testing.assert_close(model.bound(x, key), (log_likelihood - kl)[:, 2] - math.log(K))
 
 
 def test_importance_weighting_without_labels_lies_above_the_bound() -> None:
@@ -103,6 +103,23 @@ def test_importance_weighting_without_labels_lies_above_the_bound() -> None:
         each = torch.stack([model.iwae(x, torch.full((40,), k), samples=200, key=1) for k in range(K)])
     assert float((found - bound).mean()) > 0
     torch.testing.assert_close(found, each.logsumexp(0) - math.log(K))
+
+
+def test_an_overflow_is_named_by_its_network_and_seen_where_the_class_has_no_weight() -> None:
+    model, x, key = _model(), _images(2), gmk.random.key(seed=1)
+    with torch.no_grad():
+        model.classifier.rest[-1].bias.copy_(torch.tensor([0.0, 1e6, 0.0, 0.0]))
+        kept = model.decoder.first.classes[0].clone()
+        model.decoder.first.classes[0] = torch.finfo(torch.float64).max
+        model.decoder.rest[-1].weight.abs_().clamp_(min=1.0)
+    with pytest.raises(NonFiniteLoss, match="the decoder's output overflows"):
+        model.unlabelled(x, key)
+    with torch.no_grad():
+        model.decoder.first.classes[0] = kept
+        model.classifier.first.linear.bias.fill_(torch.finfo(torch.float64).max)
+        model.classifier.rest[-1].weight.fill_(2.0)
+    with pytest.raises(NonFiniteLoss, match="the classifier's output overflows"):
+        model.unlabelled(x, key)
 
 
 def test_kept_labels_are_balanced_disjoint_and_fixed() -> None:

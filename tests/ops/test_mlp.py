@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.prune import l1_unstructured
 
 import gmkernels as gmk
@@ -66,7 +67,7 @@ def test_wide_layers_which_are_computed_in_blocks_give_what_torch_gives(batch: i
 
 
 @pytest.mark.parametrize("activation", list(TORCH))
-@pytest.mark.parametrize("widths", [(9, 5), (300, 270, 140)])
+@pytest.mark.parametrize("widths", [(9, 5), (300, 270, 140), (523, 270)])
 def test_every_pair_is_what_the_sum_of_both_gives(activation: str, widths: tuple[int, ...]) -> None:
     """An image's share of a layer and a class's, added and passed on: as if each pair had been a sample of its own."""
     torch.manual_seed(0)
@@ -86,7 +87,9 @@ def test_every_pair_is_what_the_sum_of_both_gives(activation: str, widths: tuple
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("widths", [(5, 7), (20, 270, 300)])
-def test_a_decoder_with_its_likelihood_gives_the_bits_of_both(samples: int, widths: tuple[int, ...]) -> None:
+def test_a_decoder_with_its_likelihood_gives_the_bits_of_both_and_exact_gradients(
+    samples: int, widths: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     net = MLP(widths[0], widths[1:-1], widths[-1])
     x, z = torch.rand(50, widths[-1]), torch.randn(50 * samples, widths[0], requires_grad=True)
@@ -94,11 +97,23 @@ def test_a_decoder_with_its_likelihood_gives_the_bits_of_both(samples: int, widt
     logits = gmk.mlp(z, weights, biases).view(50, samples, -1)
     apart = gmk.bernoulli_log_likelihood(logits, x.unsqueeze(1), batch_dims=2).flatten()
     together = gmk.bernoulli_log_likelihood_mlp(z, weights, biases, x=x)
-    g = torch.randn(len(z))
-    leaves = [z, *weights, *biases]
     assert torch.equal(together, apart)
-    for got, expected in zip(*(torch.autograd.grad(t, leaves, g) for t in (together, apart)), strict=True):
+    g = torch.randn(len(z))
+    last = [weights[-1], biases[-1]]
+    for got, expected in zip(
+        *(torch.autograd.grad(t, last, g, retain_graph=True) for t in (together, apart)), strict=True
+    ):
         assert torch.equal(got, expected)
+    # Below, the cotangent multiplies a finished sum and not each of its terms.
+    leaves = [z, *weights, *biases]
+    found = torch.autograd.grad(together, leaves, g)
+    wide, exact = net.double(), z.detach().double().requires_grad_()
+    logits = _sequential(wide)(exact).view(50, samples, -1)
+    target = x.double().unsqueeze(1).expand_as(logits)
+    likelihood = -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(2).flatten()
+    leaves = [exact, *(layer.weight for layer in wide.layers), *(layer.bias for layer in wide.layers)]
+    for got, expected in zip(found, torch.autograd.grad(likelihood, leaves, g.double()), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=2e-6 * float(expected.abs().max()))
 
 
 def test_a_gradient_penalty_goes_through() -> None:

@@ -409,7 +409,8 @@ typedef struct {
   const void* grad_likelihood;               /* (batch), or NULL */
 } gmk_mlp_args;
 
-/* hidden holds all hidden layers of a sample before activation, and for a coupling the output as well. */
+/* hidden holds all hidden layers of a sample, before activation or, if that is relu, after it; and for a coupling the
+ * output as well. */
 GMK_API int gmk_mlp(const gmk_mlp_args* args);          /* -> out, hidden, out_logdet, out_likelihood */
 GMK_API int gmk_mlp_backward(const gmk_mlp_args* args); /* hidden -> out_x, out_weight, out_bias, out_norm... */
 

@@ -150,12 +150,9 @@ GMK_MATH f32 log1p_unit(const f32& e, const f32& low) {
 
 // ---- sigmoid, softplus, tanh, atan --------------------------------------------------------------------------------
 
-// 1 / (1 + exp(-x))
-GMK_MATH f32 sigmoid(const f32& x) {
-  // e / (1 + e) below zero and 1 / (1 + e) above, e = exp(-|x|); the quotient is corrected by what rounding left of
-  // e, of 1 + e and of the division.
-  f32 e, e_low;
-  exp_pair(-abs(x), e, e_low);
+// sigmoid, given exp(-|x|) as an unevaluated sum: e / (1 + e) below zero and 1 / (1 + e) above; the quotient is
+// corrected by what rounding left of e, of 1 + e and of the division.
+GMK_INLINE f32 sigmoid_of(const f32& x, const f32& e, const f32& e_low) {
   const f32 d = e + 1.0f, d_low = (e - (d - 1.0f)) + e_low;
   const f32 q = f32(1.0f) / d;
   const f32 left = fma(-d_low, q, fma(-d, q, f32(1.0f)));
@@ -164,11 +161,26 @@ GMK_MATH f32 sigmoid(const f32& x) {
   return fma(top, q, q * fma(top, left, top_low));
 }
 
+// 1 / (1 + exp(-x))
+GMK_MATH f32 sigmoid(const f32& x) {
+  f32 e, e_low;
+  exp_pair(-abs(x), e, e_low);
+  return sigmoid_of(x, e, e_low);
+}
+
 // log(1 + exp(x))
 GMK_MATH f32 softplus(const f32& x) {
   f32 e, e_low;
   exp_pair(-abs(x), e, e_low);
   return max(x, f32(0.0f)) + log1p_unit(e, e_low);
+}
+
+// sigmoid(x), and softplus(-|x|), bit for bit, from one exponential
+GMK_MATH f32 sigmoid_and_softplus(const f32& x, f32& softplus) {
+  f32 e, e_low;
+  exp_pair(-abs(x), e, e_low);
+  softplus = log1p_unit(e, e_low);
+  return sigmoid_of(x, e, e_low);
 }
 
 // log(sigmoid(x))
@@ -266,6 +278,10 @@ GMK_OUTLINE f64 sigmoid(const f64& x) {
 }
 GMK_OUTLINE f64 softplus(const f64& x) { return max(x, f64(0.0)) + log1p(exp(-abs(x))); }
 GMK_OUTLINE f64 logsigmoid(const f64& x) { return -softplus(-x); }
+GMK_OUTLINE f64 sigmoid_and_softplus(const f64& x, f64& softplus) {
+  softplus = GMK_ISA::softplus(-abs(x));
+  return sigmoid(x);
+}
 // Our own here: the C library's reduction of large angles needs a stack on a GPU.
 GMK_OUTLINE void sincos2pi(const f64& u, f64& sine, f64& cosine) {
   const f64 t = u * 4.0 + 0x1.8p52, r = u - (t - 0x1.8p52) * 0.25, y = r * r;

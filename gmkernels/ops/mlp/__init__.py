@@ -50,7 +50,7 @@ def mlp(
         (batch, outputs) in the dtype of ``x``, contiguous; with ``each`` (batch, rows, outputs).
 
     Differentiable any number of times in all tensors; beyond the first derivative layer by layer. The C++ core keeps the
-    hidden layers before activation for backward, sums in float32 (float64 for float64) in one fixed order, and is
+    hidden layers for backward, sums in float32 (float64 for float64) in one fixed order, and is
     row-wise: a sample's result does not depend on the rest of the batch, nor do bits depend on threads or vector width
     (but second derivatives rest on PyTorch's own activations, which in large tensors depend on threads).
     Consumes no randomness. Non-finite values propagate as in PyTorch. Autocast changes nothing.

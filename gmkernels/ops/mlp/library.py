@@ -24,7 +24,7 @@ def wide(x: Tensor) -> torch.dtype:
 
 
 def outputs(x: Tensor, parameters: Parameters, each: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Room for the output and, in float32 or wider, for what the hidden layers hold before activation."""
+    """Room for the output and, in float32 or wider, for what the hidden layers hold: before activation, or after relu."""
     *hidden, last = (weight.shape[0] for weight in parameters[::2] if weight is not None)
     batch = x.shape[0] if each is None else x.shape[0] * each.shape[0]
     return x.new_empty(batch, last), x.new_empty(batch, sum(hidden), dtype=wide(x))

@@ -39,3 +39,8 @@ class Beta:
             return self.value
         done = update % self.period if self.period else update
         return self.start + (self.value - self.start) * (done / self.warmup).clamp(max=1.0).to(torch.float32)
+
+    def times(self, kl: Tensor, update: Tensor) -> Tensor:
+        """``kl`` times the weight at an update."""
+        beta = self.at(update)
+        return kl if isinstance(beta, float) and beta == 1 else beta * kl

@@ -124,6 +124,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, latents), and a class each, to images (B, *shape) of logits or means; the mirror of the encoder."""
 
+    one_hot: Tensor
+
     def __init__(
         self, shape: Shape, latents: int, hidden: int = 400, depth: int = 1, network: Network = "mlp", classes: int = 0
     ) -> None:
@@ -138,6 +140,7 @@ class Decoder(nn.Module):
             features, self.head = math.prod(shape), nn.Unflatten(1, shape)
         widths = [*[hidden] * depth, features]
         self.first, self.rest = Joint(latents, widths[0], classes), _layers(widths)
+        self.register_buffer("one_hot", torch.eye(classes), persistent=False)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         return self.head(_through(self.first, self.rest, z, y))
@@ -169,7 +172,7 @@ class Decoder(nn.Module):
             return None
         weights: list[Tensor] = [layer.weight for layer in layers]
         if self.first.classes is not None:
-            eye = torch.eye(len(self.first.classes), dtype=z.dtype, device=z.device)
-            z = torch.cat([z.flatten(0, -2), eye.repeat(len(z), 1) if z.dim() == 3 else eye[y]], 1)
+            classes = self.one_hot.expand(len(z), -1, -1) if z.dim() == 3 else self.one_hot[y]
+            z = torch.cat([z, classes], -1).flatten(0, -2)
             weights[0] = torch.cat([weights[0], self.first.classes.t()], 1)
         return z, weights, [layer.bias for layer in layers]

@@ -143,30 +143,39 @@ class SemiSupervisedVAE(ConditionalVAE):
         self.classifier = Encoder(self.shape, classes, hidden, depth, network)
 
     def every_class(self, x: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """``-log p(x|y, z)`` and ``KL(q(z|x, y) || p(z))``, both (B, classes), of pixels with every class.
+        """``log p(x|y, z)`` and ``KL(q(z|x, y) || p(z))``, both (B, classes), of pixels with every class.
 
         Row ``b * classes + y`` of the noise under ``key`` belongs to image b and class y.
         """
+        _, _, z, kl = self._draw(x, key)
+        return self.judge(z, None, x), kl.view(len(x), -1)
+
+    def _draw(self, x: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean and log-variance of q(z|x, y) with every class, z (B, classes, latents), and its divergence."""
         mu, logvar = self.encoder.every(x).flatten(0, 1).chunk(2, 1)
         z, kl = gmk.reparameterize_kl(mu, logvar, key)
-        z = z.unflatten(0, (len(x), self.classes))
-        log_likelihood = self.judge(z, None, x)
-        if not torch.compiler.is_compiling() and not finite(log_likelihood, kl):
-            raise NonFiniteLoss(f"the loss is not finite: {self.cause(x, mu, logvar, self.decoder.every(z))}")
-        return -log_likelihood, kl.view(len(x), -1)
+        return mu, logvar, z.unflatten(0, (len(x), self.classes)), kl
 
     def unlabelled(self, x: Tensor, key: Tensor) -> dict[str, Tensor]:
-        """``-U(x)`` as ``loss``, and its parts, each (B,), of pixels."""
+        """``-U(x)`` as ``loss``, and its parts without a gradient, each (B,), of pixels."""
         log_q = self.classifier(x).log_softmax(1)
         q = log_q.exp()
-        reconstruction, kl = self.every_class(x, key)
+        log_likelihood, kl = self.every_class(x, key)
         # log classes = -log p(y); with the entropy it makes KL(q(y|x) || p(y)).
-        kl_class = math.log(self.classes) + (q * log_q).sum(1)
-        beta = self.beta.at(self.updates)
-        loss = (q * (reconstruction + beta * kl)).sum(1) + kl_class
+        uniform, expected = math.log(self.classes), torch.linalg.vecdot
+        loss = expected(q, log_q + self.beta.times(kl, self.updates) - log_likelihood) + uniform
         with torch.no_grad():
-            parts = {"reconstruction": (q * reconstruction).sum(1), "kl": (q * kl).sum(1), "kl_class": kl_class}
-        return {"loss": loss, **parts}
+            # What is not finite in any class is not finite in the loss, even where the class has no weight.
+            if not torch.compiler.is_compiling() and not finite(loss):
+                mu, logvar, z, _ = self._draw(x, key)
+                why = self.cause(x, mu, logvar, decoder=self.decoder.every(z), classifier=self.classifier(x))
+                raise NonFiniteLoss(f"the loss is not finite: {why}")
+            return {
+                "loss": loss,
+                "reconstruction": -expected(q, log_likelihood),
+                "kl": expected(q, kl),
+                "kl_class": expected(q, log_q) + uniform,
+            }
 
     def losses(self, batch: SemiBatch, key: Tensor | int | None = None) -> dict[str, Tensor]:  # type: ignore[override]
         """See the class. Raises as :meth:`VAE.losses`, and ``ValueError`` if there are no unlabelled images."""
@@ -180,8 +189,7 @@ class SemiSupervisedVAE(ConditionalVAE):
         free = self.unlabelled(x[known:], key)
         # The key's rows 0 .. len(u) * classes - 1 are the unlabelled images'.
         terms = self.terms(x[:known], y, None, key, first=len(batch.u) * self.classes)
-        beta = self.beta.at(self.updates)
-        labelled = terms.reconstruction + beta * terms.kl + math.log(self.classes)
+        labelled = terms.reconstruction + self.beta.times(terms.kl, self.updates) + math.log(self.classes)
         logits = self.classifier(x[:known])
         cross_entropy = F.cross_entropy(logits, y)
         if self.training:
