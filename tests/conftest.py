@@ -44,14 +44,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first, so that no worker is left alone with one at the end; and what a module makes once (a program
-    compiled, a model trained) is made by one worker, which gets the tests that share it."""
+    """The long ones first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    for item in items:
-        found = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
-        shared = [name for name, d in found.items() if d[-1].scope == "module" and not name.startswith("_")]
-        if shared and not item.get_closest_marker("packaging"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What a module makes once (a program compiled, a model trained) is made by one worker, which gets the tests that
+    share it. (Here, because xdist reads the groups before ``pytest_collection_modifyitems`` gets to a conftest.)"""
+    found = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+    shared = [name for name, d in found.items() if d[-1].scope == "module" and not name.startswith("_")]
+    if shared and not item.get_closest_marker("packaging"):
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_report_header() -> list[str]:
