@@ -24,7 +24,8 @@ SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 help:
 	@sed -n '2,6s/^# *//p' Makefile
 
-# Three stamps, so that nothing is installed twice: the environment, what pyproject.toml asks for, what csrc makes.
+# Stamps, so that nothing is installed twice: the environment, what builds the core, what pyproject.toml asks for, the core
+# itself, the package. The core needs no torch: `make -j2 install` compiles it while the rest is fetched and unpacked.
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "gmkernels needs Python 3.10 or newer, and $(PYTHON) is older: make PYTHON=python3.11 ..."; exit 1; }
@@ -32,19 +33,27 @@ $(VENV)/.created:
 	  || { rm -rf $(VENV); echo "python -m venv failed: Debian has it in the package python3-venv"; exit 1; }
 	@touch $@
 
-$(VENV)/.dependencies: $(VENV)/.created pyproject.toml constraints.txt
-	@echo "Installing the dependencies into $(VENV) (once; a few minutes)"
+$(VENV)/.tools: $(VENV)/.created
 	$(PIP) 'setuptools>=77' wheel 'cmake>=3.20' ninja 'pybind11>=2.12'
+	@touch $@
+
+$(VENV)/.dependencies: $(VENV)/.tools pyproject.toml constraints.txt
+	@echo "Installing the dependencies into $(VENV) (once; a few minutes)"
 	$(PY) tools/requirements.py test bench peers > $(VENV)/requirements.txt
 	$(PIP) --requirement $(VENV)/requirements.txt
 	$(PIP) --no-deps torchgan torchvision torch-fidelity torchmetrics lightning-utilities
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+$(VENV)/.core: $(VENV)/.tools $(SOURCES)
 	@echo "Building the C++ core"
-	$(PIP) --no-build-isolation --no-deps --editable .
+	@mkdir -p build
+	$(PY) setup.py build_ext --inplace > build/core.log 2>&1 || { cat build/core.log; exit 1; }
 	@if [ -f gmkernels/_lib/BUILD_FAILED.txt ]; then \
 	  echo "The C++ core was not built; everything runs on plain PyTorch, slowly:"; cat gmkernels/_lib/BUILD_FAILED.txt; fi
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(VENV)/.core
+	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
 install: $(VENV)/.installed
@@ -56,10 +65,11 @@ demo: install
 	$(PY) -m benchmarks run all --mode fwd+bwd --seconds 2 --no-memory
 	@echo; echo "Pictures:"; ls $(RUN)/*.png
 
-# One thread per worker: the tests of threading set their own number. `make test TESTS=tests/ops` runs a part.
+# One thread per worker: the tests of threading set their own number, and threads of theirs that wait leave the core to
+# the other worker. `make test TESTS=tests/ops` runs a part.
 TESTS ?= tests
 test: install
-	OMP_NUM_THREADS=1 GMKERNELS_REQUIRE=cpu,triton \
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive GMKERNELS_REQUIRE=cpu,triton \
 	  $(PY) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS) $(TESTS)
 
 bench: install
@@ -83,7 +93,7 @@ format: $(VENV)/.linters
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.cpp')
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.installed
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.core $(VENV)/.installed
 	rm -f gmkernels/_lib/*.so gmkernels/_lib/*BUILD_FAILED.txt
 	find gmkernels python benchmarks tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -48,6 +48,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What a module makes once (a program compiled, a model trained) is made by one worker, which gets the tests that
+    share it. (Here, because xdist reads the groups before ``pytest_collection_modifyitems`` gets to a conftest.)"""
+    found = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+    shared = [name for name, d in found.items() if d[-1].scope == "module" and not name.startswith("_")]
+    if shared and not item.get_closest_marker("packaging"):
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def pytest_report_header() -> list[str]:
     states = {name: backends.unavailable(name) for name in backends.BACKENDS}
     here = [name for name, reason in states.items() if reason is None]

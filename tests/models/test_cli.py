@@ -215,12 +215,15 @@ def test_an_interrupted_command_saves_leaves_and_continues(tmp_path: Path) -> No
         deadline = time.monotonic() + 120
         log = out / "log.jsonl"
         before = log.read_text().count('"train"') if log.exists() else 0
-        while not log.exists() or log.read_text().count('"train"') < before + 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        said, complained = process.communicate(timeout=60)
+        try:
+            while not log.exists() or log.read_text().count('"train"') < before + 2:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            said, complained = process.communicate(timeout=60)
+        finally:
+            process.kill()
         assert process.returncode == 128 + signal.SIGINT, complained
         assert "stopped by SIGINT at step" in said
         assert "Traceback" not in complained

@@ -293,13 +293,15 @@ def test_kill_9_at_any_moment_leaves_an_intact_checkpoint(tmp_path: Path) -> Non
     for attempt in range(3):
         worker = subprocess.Popen([sys.executable, "-c", _WORKER, str(tmp_path)])
         deadline = time.monotonic() + 120
-        while not (found := ckpt.checkpoints(tmp_path)) or int(found[0].name[11:19]) < step + 4:
-            assert worker.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(0.003 * attempt)
-        worker.kill()
-        worker.wait()
+        try:
+            while not (found := ckpt.checkpoints(tmp_path)) or int(found[0].name[11:19]) < step + 4:
+                assert worker.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(0.003 * attempt)
+        finally:  # or it would go on for a million steps beside the other tests
+            worker.kill()
+            worker.wait()
         _, state, path = ckpt.load_newest(tmp_path)  # type: ignore[misc]
         assert path == ckpt.checkpoints(tmp_path)[0], "none is damaged"
         assert state["step"] >= step + 4, "the next process went on from the last"

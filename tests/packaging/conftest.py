@@ -15,12 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     # One worker for all builds: two at once would only wait for each other's compilers.
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("packaging"))
+    item.add_marker(pytest.mark.xdist_group("packaging"))
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path, ok: bool = True, input: str = ""):
