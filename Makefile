@@ -70,7 +70,7 @@ demo: install
 TESTS ?= tests
 test: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive GMKERNELS_REQUIRE=cpu,triton \
-	  $(PY) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS) $(TESTS)
+	  $(PY) -m pytest -n $(JOBS) --dist loadscope $(PYTEST_ARGS) $(TESTS)
 
 bench: install
 	$(PY) -m benchmarks run all --device $(DEVICE) --json benchmarks/results/$(DEVICE).jsonl

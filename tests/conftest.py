@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+from typing import Any
 
 import hypothesis
 import pytest
@@ -48,13 +50,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """What a module makes once (a program compiled, a model trained) is made by one worker, which gets the tests that
-    share it. (Here, because xdist reads the groups before ``pytest_collection_modifyitems`` gets to a conftest.)"""
-    found = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
-    shared = [name for name, d in found.items() if d[-1].scope == "module" and not name.startswith("_")]
-    if shared and not item.get_closest_marker("packaging"):
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests go to workers one by one, but for those of a file that makes something once (a wheel, a trained model): one
+    worker makes it, and gets them all. The largest files come first. (xdist's own groups need an older pytest.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def together(path: str) -> bool:
+        return 'scope="module"' in (config.rootpath / path).read_text()
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::")[0]
+            return path if together(path) else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_report_header() -> list[str]:

@@ -15,11 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    # One worker for all builds: two at once would only wait for each other's compilers.
-    item.add_marker(pytest.mark.xdist_group("packaging"))
-
-
 def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path, ok: bool = True, input: str = ""):
     """Run a command; its output is the failure message."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("GMKERNELS_", "TRITON_", "PYTHONPATH", "MAKE"))}
