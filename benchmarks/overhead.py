@@ -75,7 +75,7 @@ def _plain(x: Tensor, s: Tensor, t: Tensor) -> Sequence[Tensor]:
 
 def _launcher(backend: str) -> Callable[..., Any]:
     launch = library.affine_coupling.launcher(backend)
-    return lambda x, s, t: launch(x, s, t, *_CALL)
+    return lambda x, s, t: launch(x, s, t, *_CALL)[:2]
 
 
 def _bare(backend: str) -> Callable[..., Any]:
@@ -91,7 +91,7 @@ def _operator(backend: str) -> Callable[..., Any]:
 
 def _dispatcher(backend: str) -> Callable[..., Any]:
     handle = torch.ops.gmkernels.affine_coupling.default
-    return lambda x, s, t: handle(x, s, t, *_CALL, backend)
+    return lambda x, s, t: handle(x, s, t, *_CALL, backend)[:2]
 
 
 def _compiled(backend: str) -> Callable[..., Any]:

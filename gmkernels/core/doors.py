@@ -52,12 +52,13 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: tuple[Operator, Callable[..., Any], tuple[Any, ...], str], *tensors: Any) -> Any:
         ctx.call = call
-        op, found = call[0], call[1](*tensors, *call[2])
-        if op.shown is None:
+        op, launch, constants, _ = call
+        found, shown = launch(*tensors, *constants), op.shown
+        if shown is None:
             ctx.save_for_backward(*tensors)
             return found
-        ctx.save_for_backward(*tensors, *(found if op.keeps_outputs else found[op.shown :]))
-        return found[: op.shown]
+        ctx.save_for_backward(*tensors, *(found if op.keeps_outputs else found[shown:]))
+        return found[:shown]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -16,6 +16,7 @@ from . import (
 __all__ = ["affine_coupling", "clamp_of", "planar_flow", "SCALE_MAPS"]
 
 SCALE_MAPS = tuple(reference.SCALE_MAPS)
+_compiling, _grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 
 # Elements up to which tanh or atan is kept for backward: what leaves the caches comes back later than it is computed.
 KEPT = 1 << 20
@@ -80,15 +81,15 @@ def affine_coupling(
     limit = clamp_of("affine_coupling", scale_map, clamp)
     if mask is not None:
         mask = _mask(mask, x)
-    keep = scale_map in library.MAPS_WITH_INNER and x.is_cpu and _worth_keeping(x, log_scale)
+    keep = (
+        scale_map in library.MAPS_WITH_INNER
+        and x.is_cpu
+        and (x.requires_grad or log_scale.requires_grad)
+        and _grad_enabled()
+        and not _compiling()  # a graph must not depend on sizes
+        and x.numel() <= KEPT
+    )
     return library.affine_coupling(x, log_scale, shift, mask, scale_map, limit, inverse, keep, backend)
-
-
-def _worth_keeping(x: Tensor, log_scale: Tensor) -> bool:
-    """Whether backward had better read tanh(s), or atan(s), than compute it again."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a graph must not depend on sizes
-        return False
-    return (x.requires_grad or log_scale.requires_grad) and x.numel() <= KEPT
 
 
 def _fit(x: Tensor, log_scale: Tensor, shift: Tensor) -> bool:

@@ -22,7 +22,9 @@ def wide(*tensors: Tensor) -> torch.dtype:
 
 def inner_like(x: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
     """Room for what forward keeps of a scale map; empty if it is to keep nothing."""
-    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) if keep else x.new_empty(0, dtype=dtype)
+    return (
+        torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) if keep else x.new_empty(0, dtype=dtype)
+    )
 
 
 def _fake(x, log_scale, shift, mask, scale_map, clamp, inverse, keep):  # type: ignore[no-untyped-def]
