@@ -91,7 +91,7 @@ template <class T, int Map> struct Affine {
           const int n = int(std::min<int64_t>(kBlock, features - i));
           const T *pg = g.block(b, i, n), *px = x.block(b, i, n), *pt = a.inverse ? t.block(b, i, n) : px;
           const T* ph = inner ? inner + b * features + i : nullptr;
-          const T* ps = ph && Map == GMK_TANH ? ph : s.block(b, i, n);  // to tanh(s), the slope of tanh is all there is
+          const T* ps = ph && Map == GMK_TANH ? ph : s.block(b, i, n);  // all that is asked of s is in tanh(s)
           if (!ph) ph = inner_block<Map>(ps, n, inner_buffer);
           T *pdx = dx.block(b * features + i), *pds = ds.block(b * features + i);
           settled(a.mask, a.inverse, [&](auto masked, auto inverse) {

@@ -29,7 +29,7 @@ def contiguous_like(t: Tensor) -> Tensor:
 
 
 def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """``t.to(dtype)``, at no cost if it has that dtype: even then, ``to`` takes as long as an empty kernel."""
+    """``t.to(dtype)``, at no cost if it has that dtype, where ``to`` looks at its arguments all the same."""
     return t if t.dtype is dtype else t.to(dtype)
 
 

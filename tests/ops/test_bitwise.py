@@ -103,7 +103,7 @@ def test_layouts(row: OperatorRow, backend: str, dtype: torch.dtype) -> None:
         case = row.case(sizes, dtype)
         plain = evaluate(row, on(backend, case), backend)
         for layout in LAYOUTS:
-            arranged = case.map(lambda t: relayout(t, layout))  # noqa: B023
+            arranged = case.map(lambda t, layout=layout: relayout(t, layout))
             there = on(backend, arranged) if support.device(backend) == "cuda" else arranged
             dense = plain
             if layout.startswith("expanded"):  # other values

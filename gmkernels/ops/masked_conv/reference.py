@@ -71,15 +71,15 @@ def gated_masked_conv2d(
     mask_type: str = "B",
     channel_groups: int = 1,
     keep: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """The gated outputs, and nothing that its derivatives would need: those are PyTorch's."""
+) -> tuple[Tensor]:
+    """The gated outputs; what kernels keep for backward besides is of no use to autograd."""
     dtype = wide(x)
     parameters = weight.to(dtype), None if bias is None else bias.to(dtype)
     pre = masked_conv2d(x.to(dtype), *parameters, mask_type, channel_groups)
     if cond is not None:
         pre = pre + spread(cond.to(dtype))
     halves = alone(pre, channel_groups)
-    return together(gated_activation(halves), channel_groups).to(x.dtype), x.flatten()[:0]
+    return (together(gated_activation(halves), channel_groups).to(x.dtype),)
 
 
 def spread(cond: Tensor) -> Tensor:

@@ -85,9 +85,9 @@ def bernoulli_log_likelihood_mlp(
     """``log p(x|z)`` of a decoder that is a perceptron with Bernoulli pixels, in one call and one autograd node.
 
     :func:`bernoulli_log_likelihood` of ``x`` under the logits that :func:`mlp` makes of ``z`` (Kingma and Welling,
-    "Auto-encoding variational Bayes", 2014, appendix C.1), bit for bit. Forward replaces the logits by the derivatives
-    ``x - sigmoid(logits)`` while they are at hand, so that backward neither evaluates the likelihood again nor stores
-    another array of their size.
+    "Auto-encoding variational Bayes", 2014, appendix C.1), bit for bit, gradients of the last layer included: below
+    it, the cotangent multiplies finished sums. Forward replaces the logits by the derivatives ``x - sigmoid(logits)`` while
+    they are at hand, so that backward neither evaluates the likelihood again nor stores another array of their size.
 
     Args:
         z: floating tensor (batch, latents), any strides.

@@ -22,16 +22,14 @@ def layers(parameters: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor | N
     return [(weight, bias) for weight, bias in pairs if weight is not None]
 
 
-def mlp(x: Tensor, *rest: Tensor | str | None) -> tuple[Tensor, Tensor]:
-    """The output, and the hidden layers' numbers before activation side by side."""
+def mlp(x: Tensor, *rest: Tensor | str | None) -> tuple[Tensor]:
+    """The output; what kernels keep for backward besides is of no use to autograd."""
     *parameters, each, activation = rest
     if each is not None:
         x = paired(x, each, activation)  # type: ignore[arg-type]
-    hidden: list[Tensor] = []
-    for weight, bias in layers(parameters):  # type: ignore[arg-type]
-        x = product.linear(ACTIVATIONS[activation](hidden[-1]) if hidden else x, weight, bias)  # type: ignore[index]
-        hidden.append(x)
-    return x, torch.cat(hidden[:-1], 1) if len(hidden) > 1 else x[:, :0]
+    for i, (weight, bias) in enumerate(layers(parameters)):  # type: ignore[arg-type]
+        x = product.linear(ACTIVATIONS[activation](x) if i else x, weight, bias)  # type: ignore[index]
+    return (x,)
 
 
 def paired(x: Tensor, each: Tensor, activation: str) -> Tensor:
@@ -40,24 +38,24 @@ def paired(x: Tensor, each: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation]((x.contiguous().unsqueeze(1) + each.contiguous()).flatten(0, 1))
 
 
-def affine_coupling_mlp(x: Tensor, *rest: Tensor | str | int | float | bool | None) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the log-determinant, and all layers' numbers before activation."""
+def affine_coupling_mlp(x: Tensor, *rest: Tensor | str | int | float | bool | None) -> tuple[Tensor, Tensor]:
+    """y and the log-determinant."""
     *parameters, norm_log_scale, norm_shift, split, activation, scale_map, clamp, inverse = rest
     left, right = x.tensor_split((split,), dim=1)  # type: ignore[arg-type]
     kept, changed = (left, right) if split > 0 else (right, left)  # type: ignore[operator]
-    params, hidden = mlp(kept, *parameters, None, activation)  # type: ignore[arg-type]
+    (params,) = mlp(kept, *parameters, None, activation)  # type: ignore[arg-type]
     log_scale, shift = params.chunk(2, dim=1)
     y, logdet = affine_coupling(changed, log_scale, shift, None, scale_map, clamp, inverse)  # type: ignore[arg-type]
     whole = torch.cat((kept, y) if split > 0 else (y, kept), dim=1)  # type: ignore[operator]
     if norm_log_scale is not None:
         whole, logdet = normed(whole, logdet, norm_log_scale, norm_shift)  # type: ignore[arg-type]
-    return whole, logdet, torch.cat((hidden, params), 1)
+    return whole, logdet
 
 
 def bernoulli_log_likelihood_mlp(z: Tensor, *rest: Tensor | str | None) -> tuple[Tensor]:
-    """The log-likelihoods; what kernels keep for backward besides is of no use to autograd."""
+    """The log-likelihoods."""
     *parameters, x, activation = rest
-    logits, _ = mlp(z, *parameters, None, activation)
+    (logits,) = mlp(z, *parameters, None, activation)
     images = x.shape[0]  # type: ignore[union-attr]
     several = logits.view(images, logits.shape[0] // max(images, 1), logits.shape[1])
     return (bernoulli_log_likelihood(several, x.unsqueeze(1), None, 2).flatten(),)  # type: ignore[union-attr]
