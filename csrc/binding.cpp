@@ -1,45 +1,15 @@
-// The only file that knows Python: addresses and sizes in, a status out as an exception.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
+// The only file that knows Python: arguments in, a status out as an exception.
 #include <optional>
 #include <tuple>
 
-#include "gmk/dispatch.h"
+#include "arguments.h"
 #include "gmk/parallel.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;
-using Triple = std::array<int64_t, 3>;
-
-// (address, dtype, strides) of a strided operand.
-gmk_rows rows(py::handle operand) {
-  if (operand.is_none()) return {};
-  const auto t = py::reinterpret_borrow<py::tuple>(operand);
-  const auto s = py::reinterpret_borrow<py::tuple>(t[2]);
-  return {reinterpret_cast<void*>(t[0].cast<Address>()), t[1].cast<int32_t>(), s[0].cast<int64_t>(),
-          s[1].cast<int64_t>(), s[2].cast<int64_t>()};
-}
-gmk_sizes sizes(const py::tuple& t) { return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>()}; }
-template <class T = void> T* at(Address address) { return reinterpret_cast<T*>(address); }
-
-// Below this much work, giving up the GIL costs more than it frees.
-constexpr int64_t kLong = 4096;
-
-template <class Args> void run(int (*entry)(const Args*), const Args& args, int64_t work) {
-  int status;
-  if (work < kLong) {
-    status = entry(&args);
-  } else {
-    py::gil_scoped_release release;
-    status = entry(&args);
-  }
-  if (status != 0) throw std::runtime_error(gmk_last_error());
-}
+using namespace gmk;
 
 template <int (*Entry)(const gmk_affine_coupling_args*)>
 void affine(const py::tuple& size, py::handle x, py::handle s, py::handle t, py::handle grad_y, py::handle v_x,
@@ -154,31 +124,20 @@ void mlp(int64_t batch, const std::vector<int64_t>& widths, int dtype, int activ
   run(Entry, args, work);
 }
 
-// 0, or GMK_BAD_VALUES.
-template <class Args> int look(int (*entry)(const Args*), const Args& args) {
-  py::gil_scoped_release release;
-  return entry(&args);
-}
-int looked(int status) {
-  if (status != 0 && status != GMK_BAD_VALUES) throw std::runtime_error(gmk_last_error());
-  return status;
-}
-
 template <int (*Entry)(const gmk_rbm_gibbs_args*)>
 int rbm_gibbs(int64_t chains, int64_t visible, int64_t hidden, int64_t steps, int64_t first, int dtype, bool gaussian,
               Address v, Address weight, Address visible_bias, Address hidden_bias, Address beta, Address clamp,
               int64_t clamp_step, Address key, Address out_v, Address out_h) {
-  return looked(
-      look(Entry, {chains, visible, hidden, steps, first, dtype, gaussian, at(v), at(weight), at(visible_bias),
-                   at(hidden_bias), at(beta), at<uint8_t>(clamp), clamp_step, at<int64_t>(key), at(out_v), at(out_h)}));
+  return look(Entry,
+              {chains, visible, hidden, steps, first, dtype, gaussian, at(v), at(weight), at(visible_bias),
+               at(hidden_bias), at(beta), at<uint8_t>(clamp), clamp_step, at<int64_t>(key), at(out_v), at(out_h)});
 }
 
 int rbm_conditional(int64_t chains, int64_t visible, int64_t hidden, int64_t first, int dtype, bool to_visible,
                     bool gaussian, Address given, Address weight, Address bias, Address beta, Address key,
                     Address out_sample, Address out_mean) {
-  return looked(
-      look(gmk_rbm_conditional, {chains, visible, hidden, first, dtype, to_visible, gaussian, at(given), at(weight),
-                                 at(bias), at(beta), at<int64_t>(key), at(out_sample), at(out_mean)}));
+  return look(gmk_rbm_conditional, {chains, visible, hidden, first, dtype, to_visible, gaussian, at(given), at(weight),
+                                    at(bias), at(beta), at<int64_t>(key), at(out_sample), at(out_mean)});
 }
 
 template <int (*Entry)(const gmk_rbm_softplus_args*)>
@@ -222,14 +181,6 @@ void anneal(int64_t visible, int64_t hidden, int64_t chains, int64_t steps, int 
                           at(weight), at(visible_bias), at(hidden_bias), at(betas), at(base_bias),
                           at(start),  at<int64_t>(key), first,           log_base,  at(out)};
   run(gmk_ais_log_z, args, visible * hidden * chains);
-}
-
-// (address, strides) of a batch of images.
-gmk_image image(py::handle operand) {
-  if (operand.is_none()) return {};
-  const auto t = py::reinterpret_borrow<py::tuple>(operand);
-  return {reinterpret_cast<void*>(t[0].cast<Address>()), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
-          t[3].cast<int64_t>(), t[4].cast<int64_t>()};
 }
 
 // (batch, channels, outputs, height, width), (kernel_height, kernel_width, dilation, groups, rule)
@@ -456,12 +407,13 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("rbm_softplus_sum_backward", rbm_softplus<gmk_rbm_softplus_sum_backward>);
   m.def("rbm_softplus_sum_double_backward", rbm_softplus<gmk_rbm_softplus_sum_double_backward>);
 
-  m.def("isa", [] { return gmk::isa_name(gmk::isa()); });
+  m.def("take_tensors", exchange::open);
+  m.def("isa", [] { return isa_name(isa()); });
   m.def("isas", [] {
     py::list usable;
-    for (auto isa : {gmk::Isa::baseline, gmk::Isa::avx2, gmk::Isa::avx512})
-      if (gmk::isa_usable(isa)) usable.append(gmk::isa_name(isa));
+    for (auto isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+      if (isa_usable(isa)) usable.append(isa_name(isa));
     return usable;
   });
-  m.def("pool", [] { return gmk::pool_name(); });
+  m.def("pool", [] { return pool_name(); });
 }

@@ -8,12 +8,13 @@ expanded tensor all do. What does not is copied.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .native import DTYPES
+from .native import DTYPES, takes_tensors
 
 Strides = tuple[int, int, int]
 
@@ -33,13 +34,15 @@ def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t if t.dtype is dtype else t.to(dtype)
 
 
-def operands(first: Tensor, *others: Tensor | None) -> tuple[tuple[int, int, int], list[Any], Any]:
-    """Sizes, (address, dtype, strides) of each tensor or None, and what must live until the kernel is done.
+def operands(first: Tensor, *others: Tensor | None) -> tuple[tuple[int, int, int], Sequence[Any], Any]:
+    """Sizes, each tensor or None as the core takes it, and what must live until the kernel is done.
 
-    All have the shape of the first.
+    The core takes (address, dtype, strides), or a matrix as it is. All have the shape of the first.
     """
     tensors, shape = (first, *others), first.shape
     if len(shape) == 2:  # most calls: spare them the search for dimensions to merge
+        if takes_tensors():
+            return (shape[0], 1, shape[1]), tensors, tensors
         found = [None if t is None else (t.data_ptr(), DTYPES[t.dtype], _matrix(*t.stride())) for t in tensors]
         return (shape[0], 1, shape[1]), found, tensors
     sizes, strides, alive = rows(*[t for t in tensors if t is not None])

@@ -34,6 +34,12 @@ def _load_cpu() -> tuple[Any, str | None]:
     return _cpu, None
 
 
+@functools.cache
+def takes_tensors() -> bool:
+    """Whether the C++ core reads addresses and strides of a matrix from the tensor itself; not every PyTorch lets it."""
+    return bool(cpu().take_tensors(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)))
+
+
 def cpu() -> Any:
     """The C++ core; raises if it is not there."""
     module, why = _load_cpu()

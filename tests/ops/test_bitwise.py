@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from gmkernels.core import layout as layouts
 from gmkernels.core import native
 from gmkernels.testing import LAYOUTS, OperatorRow, evaluate, relayout
 from gmkernels.testing.digests import digests
@@ -109,6 +110,22 @@ def test_layouts(row: OperatorRow, backend: str, dtype: torch.dtype) -> None:
             if layout.startswith("expanded"):  # other values
                 dense = evaluate(row, on(backend, arranged.map(lambda t: t.contiguous().clone())), backend)
             assert not (wrong := different(evaluate(row, there, backend), dense)), (sizes, layout, wrong)
+
+
+@params(reference=False, one_of_each=True)
+def test_matrices_as_tensors_and_as_addresses(row: OperatorRow, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's table of C functions and its Python attributes describe the same operands."""
+    if backend != "cpu":
+        return
+    assert native.takes_tensors(), "this PyTorch has no __dlpack_c_exchange_api__: every call is slower"
+    for dtype in row.dtypes:
+        case = row.case(row.sizes[0], dtype)
+        for layout in ("contiguous", "transposed", "step2", "expanded_rows"):
+            arranged = case.map(lambda t, layout=layout: relayout(t, layout))
+            with monkeypatch.context() as patch:
+                patch.setattr(layouts, "takes_tensors", lambda: False)
+                addresses = evaluate(row, arranged, backend)
+            assert not (wrong := different(evaluate(row, arranged, backend), addresses)), (dtype, layout, wrong)
 
 
 @params(lambda row: row.same_bits, dtypes=(torch.float32, torch.float16), reference=False, interpreted=True)

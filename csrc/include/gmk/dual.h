@@ -46,6 +46,15 @@ template <class M, class P> GMK_INLINE dual<P> pick(const M& m, const dual<P>& a
   return {pick(m, a.v, b.v), pick(m, a.d, b.d)};
 }
 
+// a between -c and c; NaN passes through, being the second operand.
+template <class T> GMK_INLINE pack<T> clip(const pack<T>& a, typename pack<T>::scalar c) {
+  return max(pack<T>(-c), min(pack<T>(c), a));
+}
+template <class P> GMK_INLINE dual<P> clip(const dual<P>& a, typename P::scalar c) {
+  const P v = clip(a.v, c);
+  return {v, pick(v == a.v, a.d, P(0))};
+}
+
 template <class P> GMK_INLINE dual<P> abs(const dual<P>& a) { return {abs(a.v), pick(a.v < P(0), -a.d, a.d)}; }
 template <class P> GMK_INLINE dual<P> exp(const dual<P>& a) {
   const P e = exp(a.v);

@@ -40,10 +40,8 @@ template <int Map, class N> GMK_INLINE Scale<N> scale(const N& s, const N& h, ty
   } else {
     N a, slope;
     if constexpr (Map == GMK_EXP) {
-      const auto low = value(s) < -c;
-      const auto high = value(s) > c;
-      a = pick(low, N(-c), pick(high, N(c), s));
-      slope = pick(low, N(T(0)), pick(high, N(T(0)), N(T(1))));
+      a = clip(s, c);
+      slope = pick(value(a) == value(s), N(T(1)), N(T(0)));
     } else if constexpr (Map == GMK_TANH) {
       a = N(c) * h;
       slope = fma(-h, h, N(T(1))) * N(c);

@@ -15,9 +15,9 @@ _HOW = "str scale_map, float clamp, bool inverse"
 MAPS_WITH_INNER = ("tanh", "atan")
 
 
-def wide(*tensors: Tensor) -> torch.dtype:
+def wide(a: Tensor, b: Tensor | None = None) -> torch.dtype:
     """The dtype that sums are kept in: float64 if anything is, else float32."""
-    return torch.float64 if torch.float64 in [t.dtype for t in tensors] else torch.float32
+    return torch.float64 if torch.float64 in (a.dtype, b.dtype if b is not None else None) else torch.float32
 
 
 def inner_like(x: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:

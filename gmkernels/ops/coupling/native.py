@@ -13,6 +13,7 @@ from .reference import SCALE_MAPS
 
 _MAPS = {name: number for number, name in enumerate(SCALE_MAPS)}
 _core = cpu()
+_NOTHING = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 
 def affine_coupling(
@@ -26,7 +27,8 @@ def affine_coupling(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = wide(x, log_scale)
-    y, logdet, inner = contiguous_like(x), x.new_empty(x.shape[0], dtype=dtype), inner_like(x, dtype, keep)
+    y, logdet = contiguous_like(x), x.new_empty(x.shape[0], dtype=dtype)
+    inner = inner_like(x, dtype, keep) if keep else _NOTHING[dtype]  # a tensor of its own takes a microsecond
     sizes, (x_, s_, t_), _alive = operands(x, log_scale, shift)
     _core.affine_coupling(
         sizes, x_, s_, t_, None, None, None, 0, address(mask), 0,
