@@ -88,6 +88,10 @@ def _machine(row: Row) -> str:
     return f"{env['cpu']} ({env['isa']}), {env['threads']} thread{'s' * (env['threads'] != 1)}, {row['dtype']}"
 
 
+def _short(processor: str) -> str:
+    return " ".join(re.sub(r"\((R|TM)\)|Processor|CPU", "", processor).split())
+
+
 def markdown(rows: Iterable[Row]) -> str:
     """All tables, a machine a section."""
     parts = []
@@ -236,8 +240,8 @@ def draw(rows: Iterable[Row], path: Path) -> None:
             found = {r["provider"]: 1 / r["ratios"][OURS] for r in run if r["p50_ms"] and OURS in r["ratios"]}
             found.pop(OURS, None)
             if found:
-                device = run[0]["environment"]["gpu"] if run[0]["device"] != "cpu" else "CPU"
-                lines.append((f"{run[0]['case']}, {run[0]['mode']}\n{run[0]['family']}, {device}", found))
+                device = run[0]["environment"]["gpu" if run[0]["device"] != "cpu" else "cpu"]
+                lines.append((f"{run[0]['case']}, {run[0]['mode']}\n{run[0]['family']}, {_short(device)}", found))
     if not lines:
         raise ValueError("no row to draw: none has a factor to gmkernels")
     names = list(dict.fromkeys(_drawn_as(name) for _, found in lines for name in found))
