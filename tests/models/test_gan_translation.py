@@ -341,7 +341,7 @@ def test_pix2pix_learns_its_targets_and_the_critic_gives_them_back_their_contras
         recipe = Pix2PixRecipe(fit=Fit(max_steps=1, lr=4e-3), l1=1.0, adversarial=adversarial)
         torch.manual_seed(0)
         model = Pix2Pix(pairs.input_shape, pairs.shape, width=8, depth=2, layers=1, l1=1.0, adversarial=adversarial)
-        _learn(model, recipe, pairs.stream(16), 200, tmp_path / str(adversarial))
+        _learn(model, recipe, pairs.stream(16), 400, tmp_path / str(adversarial))
         off = (model.translate(inputs[:64], 1) - 128 / 255).abs()
         contrast[adversarial] = float(off[inside].mean())
         # Around the shapes everything is grey, and both have learnt it.

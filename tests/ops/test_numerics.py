@@ -35,7 +35,12 @@ def test_exact_outputs_do_not_depend_on_the_backend(row: OperatorRow, backend: s
         case = row.case(sizes, dtype, seed)
         result, expected = cpu(evaluate(row, on(backend, case), backend)), evaluate(row, case, "reference")
         for name in row.exact:
-            assert torch.equal(result[name], expected[name])
+            if not torch.equal(result[name], expected[name]):
+                # A choice so near its border that PyTorch's own float32, whose bits are the machine's, may err: then the
+                # kernel has to be right, all along the sequence.
+                exact = evaluate(row, case.to(torch.float64), "reference")[name]
+                assert not torch.equal(expected[name], exact)
+                assert torch.equal(result[name], exact)
 
 
 @params(lambda row: row.extremes, reference=False, dtypes=(torch.float32, torch.float64), interpreted=True)

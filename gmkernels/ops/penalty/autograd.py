@@ -16,7 +16,7 @@ import math
 
 import torch
 
-from . import library, reference
+from . import library
 
 
 @library.norm_penalty.derivative
@@ -27,8 +27,9 @@ def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
 @library.norm_penalty_backward.derivative
 def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
     (grad, given), (target, one_sided, _) = saved, constants
-    # Side by side, so that sums have one order whatever the layout of the inputs.
-    g, v = (t.to(reference.wide(t)).contiguous() for t in (given, grads[0]))
+    # Side by side, so that sums have one order whatever the layout of the inputs; and in float64, because <u, v> and the
+    # sum in d/dg may be small differences of large terms.
+    g, v = (t.double().contiguous() for t in (given, grads[0]))
     rows, each = (len(g), math.prod(g.shape[1:])), (len(g), *[1] * (g.dim() - 1))
     if target == 0:
         by_grad, by_g = 2 * (g * v).reshape(rows).sum(1), 2 * v
