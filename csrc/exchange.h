@@ -1,6 +1,5 @@
 // A tensor's address, shape and strides in one call, by the table of C functions that PyTorch publishes for it
-// since 2.10 (torch.Tensor.__dlpack_c_exchange_api__; DLPack 1.3). Asked through Python, each of them is an object made
-// and dropped.
+// (torch.Tensor.__dlpack_c_exchange_api__). Asked through Python, each of them is an object made and dropped.
 //
 // The declarations are the part of DLPack's C interface that is read here.
 #pragma once
@@ -22,7 +21,7 @@ struct Tensor {
   int64_t *shape, *strides;
   uint64_t byte_offset;
 };
-constexpr uint8_t kFloat = 2, kBfloat = 4;  // codes
+constexpr uint8_t kBfloat = 4;  // a code; that of other floats is 2
 
 struct Api {
   struct {
