@@ -278,9 +278,11 @@ def main(files: Sequence[Path], readme: Path | None, plot: Path | None) -> int:
         raise ValueError(f"no rows in {RESULTS}; python -m benchmarks run all --json benchmarks/results/NAME.jsonl")
     block = markdown(rows)
     if plot is not None:
+        where = Path(os.path.relpath(plot, readme.parent if readme else Path.cwd()))
+        if readme is not None and where.parts[0] == os.pardir:
+            raise ValueError(f"{readme} can only show a picture below {readme.resolve().parent}, not {plot}")
         draw(rows, plot)
-        where = os.path.relpath(plot, readme.parent if readme else Path.cwd())
-        block += f"\n\n![time of each provider relative to {OURS}]({Path(where).as_posix()})"
+        block += f"\n\n![time of each provider relative to {OURS}]({where.as_posix()})"
     if readme is None:
         print(block)
     else:

@@ -279,6 +279,13 @@ def test_rows_become_the_readme_and_a_second_time_changes_nothing(tmp_path, caps
     assert f"{ours['p50_ms']:.3g} ms" in first
     assert f"{eager['p50_ms'] / ours['p50_ms']:.1f}x" in first
 
+    apart = tmp_path / "apart" / "README.md"
+    apart.parent.mkdir()
+    apart.write_text(first)
+    assert main(["report", str(file), "--readme", str(apart), "--plot", str(plot)]) == 2
+    assert "can only show a picture below" in capsys.readouterr().err
+    assert apart.read_text() == first
+
     readme.write_text("no markers")
     assert main(arguments) == 2
     assert "expected the lines" in capsys.readouterr().err
