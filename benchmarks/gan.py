@@ -136,7 +136,7 @@ def _stock(wasserstein: bool, inputs: Inputs, wrap: Callable[[Any], Any] = lambd
         theirs = [value for value in network.state_dict().values() if value.is_floating_point()]
         for to, value in zip(theirs, ours, strict=True):
             to.copy_(value)
-        network.to(x).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(x).to(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
 
     @wrap

@@ -125,7 +125,7 @@ def _chain(steps: Sequence[Chain], inverse: bool) -> Chain:
             x, logdet = step(x.flip(1)) if inverse else step(x)
             x = x if inverse else x.flip(1)
             total = total + logdet
-        return x, total  # type: ignore[return-value]
+        return x, total
 
     return call
 

@@ -120,7 +120,7 @@ def _functional(critic: nn.Sequential, inputs: Inputs, mode: str) -> Program:
     def call() -> Sequence[Tensor]:
         x = torch.lerp(inputs["fake"], inputs["real"], inputs["eps"].reshape(-1, 1, 1, 1))
         grads, value = fast([t.detach() for t in leaves], x)
-        return (_Known.apply(value, grads, *leaves),)  # type: ignore[no-untyped-call]
+        return (_Known.apply(value, grads, *leaves),)
 
     return Program(call, leaves)
 
@@ -166,7 +166,7 @@ def _layouts(geometry: Geometry, penalty: Penalty, inputs: Inputs, mode: str, co
         loss: Any = torch.compile(_loss, fullgraph=True, dynamic=False) if compile_loss else _loss
         if not last:
             return _program(critic, inputs, mode, penalty, loss, backend)
-        critic = critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        critic = critic.to(memory_format=torch.channels_last)
         return _program(critic, _last(inputs), mode, penalty, loss, backend)
 
     return {"contiguous": lambda: build(False), "channels_last": lambda: build(True)}
@@ -176,7 +176,7 @@ def _compiled(geometry: Geometry, inputs: Inputs, mode: str) -> Built:
     if mode == "step":
         return _layouts(geometry, stock, inputs, mode, compile_loss=True)
     return {
-        mode: lambda mode=mode: _functional(geometry.build(inputs), inputs, mode)  # type: ignore[misc]
+        mode: lambda mode=mode: _functional(geometry.build(inputs), inputs, mode)
         for mode in ("default", "max-autotune-no-cudagraphs")
     }
 

@@ -81,7 +81,7 @@ def _density(
         x, logdet = couple(x, HALF if after else _split(i), weights[6 * i : 6 * i + 6])
         total = total + logdet
         if after:
-            x, logdet = after(x)  # type: ignore[assignment]
+            x, logdet = after(x)
             total = total + logdet
     assert isinstance(total, Tensor)
     return _log_prob(x, total)
@@ -134,9 +134,9 @@ class _Ours(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor | float = 0.0
         for step in self.steps:
-            x, logdet = step.inverse(x) if self.inverse else step(x)  # type: ignore[operator]
+            x, logdet = step.inverse(x) if self.inverse else step(x)
             total = total + logdet
-        return _log_prob(x, total)  # type: ignore[arg-type]
+        return _log_prob(x, total)
 
     def gradients(self, grads: Sequence[Tensor]) -> list[Tensor]:
         found = zip(self.named_parameters(), grads, strict=True)

@@ -136,7 +136,7 @@ def _student(like: Tensor) -> torch.nn.Module:
         torch.manual_seed(0)
         model = ParallelWaveNet((DILATIONS[:10], DILATIONS[:10]), residual=16, skip=16)
         for flow in model.flows:
-            torch.nn.init.normal_(flow.output.weight, 0.0, 0.1)  # type: ignore[arg-type,union-attr]
+            torch.nn.init.normal_(flow.output.weight, 0.0, 0.1)
     return model.to(like)
 
 
@@ -154,7 +154,7 @@ def _pass(backend: str, inputs: Inputs, mode: str) -> Program:
 
     def call() -> Sequence[Tensor]:
         with gmk.use_backend(backend):
-            return (model.sample(1, SOUND, key=key),)  # type: ignore[operator]
+            return (model.sample(1, SOUND, key=key),)
 
     known = backend_of(gmk.causal_conv1d, inputs["first.weight"]) if backend == "auto" else None
     return Program(call, results=functools.partial(_off, inputs), backend=known)
@@ -165,7 +165,7 @@ def _surprising(inputs: Inputs, results: Sequence[Tensor]) -> list[Tensor]:
     that is more than rounding carried through the network."""
     net, x = NETWORKS["gaussian"], results[0]
     mean, log_scale = _found(net, inputs, x).unbind(1)
-    noise = reference.normal(tuple(w[0] for w in reference.words(_key(inputs), 1, 0, 0, x.shape[1])))  # type: ignore[arg-type]
+    noise = reference.normal(tuple(w[0] for w in reference.words(_key(inputs), 1, 0, 0, x.shape[1])))
     distance = (x[0] - mean - log_scale.clamp(min=-7).exp() * noise).abs() / (1 + x[0].abs())
     return [1.0 + torch.relu(distance.max() - 1e-4)[None].double()]
 

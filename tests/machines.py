@@ -19,7 +19,7 @@ def states(n: int) -> Tensor:
 def machine(visible: str = "binary", sites: int = 5, hidden: int = 3, *, seed: int = 0, **options: object) -> RBM:
     """A small machine with weights large enough to matter."""
     generator = torch.Generator().manual_seed(seed)
-    model = RBM(sites, hidden, visible=visible, levels=2, **options)  # type: ignore[arg-type]
+    model = RBM(sites, hidden, visible=visible, levels=2, **options)
     with torch.no_grad():
         for p, size in ((model.weight, 1.0), (model.visible_bias, 0.7), (model.hidden_bias, 0.5)):
             p.copy_(size * torch.randn(p.shape, generator=generator))

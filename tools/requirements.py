@@ -13,10 +13,10 @@ from setuptools.config.pyprojecttoml import read_configuration
 
 def requirements(project: dict[str, object], extras: list[str]) -> list[str]:
     """The dependencies of the project and of ``extras``, an extra named inside an extra resolved."""
-    found = dict.fromkeys(project["dependencies"])  # type: ignore[call-overload]
+    found = dict.fromkeys(project["dependencies"])
     waiting = list(extras)
     while waiting:
-        for item in project["optional-dependencies"][waiting.pop()]:  # type: ignore[index]
+        for item in project["optional-dependencies"][waiting.pop()]:
             if item.startswith(f"{project['name']}["):
                 waiting += item[item.index("[") + 1 : item.index("]")].split(",")
             else:

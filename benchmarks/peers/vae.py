@@ -61,7 +61,7 @@ def pyro_m2(
     classes, batch, latents = eps.shape
     uniform, zeros, ones = x.new_zeros(batch, classes), x.new_zeros(batch, latents), x.new_ones(batch, latents)
 
-    class Given(dist.Normal):  # type: ignore[misc, name-defined]
+    class Given(dist.Normal):
         def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
             return self.loc + self.scale * eps
 

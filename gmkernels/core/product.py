@@ -18,7 +18,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``, differentiable any number of times."""
     if torch.compiler.is_compiling() or transforming():
         return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
+    return _Linear.apply(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):

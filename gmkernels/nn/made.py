@@ -227,10 +227,10 @@ class MADE(nn.Module):
         if self.network.residual:
             for into, out in zip(middle[::2], middle[1::2], strict=True):
                 h = h + out(act(into(act(h))))
-            return last(h)  # type: ignore[no-any-return]
+            return last(h)
         for layer in (*middle, last):
             h = layer(act(h))
-        return h  # type: ignore[no-any-return]
+        return h
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         out = self.ascending(self.sort(x), context).unflatten(1, (self.outputs, self.features))

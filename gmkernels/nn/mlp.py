@@ -72,7 +72,7 @@ class MLP(nn.Module):
     def parts(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """Weights and biases, as :func:`gmkernels.mlp` takes them."""
         # Past nn.Module's look-up, which for six parameters costs as much as a small product.
-        found = [layer._parameters for layer in self.layers._modules.values()]  # type: ignore[union-attr]
+        found = [layer._parameters for layer in self.layers._modules.values()]
         return [p["weight"] for p in found], [p["bias"] for p in found]  # type: ignore[misc]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -98,7 +98,7 @@ class Reversible(nn.Module):
 
 def _apply(chain: Reversible, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     parameters = [p for p in chain.parameters() if p.requires_grad]
-    return _Chain.apply(chain, x, context, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+    return _Chain.apply(chain, x, context, *parameters)
 
 
 class _Chain(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ def _bytes(t: Tensor) -> bytes:
 
 
 @contextlib.contextmanager
-def threads(count: int):  # type: ignore[no-untyped-def]
+def threads(count: int) -> Iterator[None]:
     """Run with this many intra-op threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

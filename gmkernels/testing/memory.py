@@ -34,7 +34,7 @@ def _fill(t: Tensor) -> Tensor:
         # Not fill_: its threads hang in a forked child, and dispatch modes would see it.
         ctypes.memset(storage.data_ptr(), 255, storage.nbytes())
     else:
-        torch.empty(0, dtype=torch.uint8, device=t.device).set_(storage).fill_(255)  # type: ignore[call-overload]
+        torch.empty(0, dtype=torch.uint8, device=t.device).set_(storage).fill_(255)
     return t
 
 
@@ -83,10 +83,10 @@ class Redzones:
         extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
         bulk = _fill(torch.empty(extent + 2 * self.guard, dtype=t.dtype, device=t.device))
         raw = torch.empty(0, dtype=torch.uint8, device=t.device)
-        raw.set_(bulk.untyped_storage())  # type: ignore[call-overload]
+        raw.set_(bulk.untyped_storage())
         self._zones.append((raw, self.guard * t.element_size(), (self.guard + extent) * t.element_size()))
         # Not a view: autograd treats the outputs of a Function that are views differently.
-        return torch.empty(0, dtype=t.dtype, device=t.device).set_(  # type: ignore[call-overload]
+        return torch.empty(0, dtype=t.dtype, device=t.device).set_(
             bulk.untyped_storage(), self.guard, t.shape, t.stride()
         )
 

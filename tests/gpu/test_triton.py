@@ -52,7 +52,7 @@ def agree(ours: Call, reference: Call, inputs: Sequence[Tensor], order: int = 2)
 
 def affine(**constants: object) -> tuple[Call, Call]:
     scale_map = constants.get("scale_map", "exp")
-    clamp = constants.get("clamp") or coupling.SCALE_MAPS[scale_map]  # type: ignore[index]
+    clamp = constants.get("clamp") or coupling.SCALE_MAPS[scale_map]
     return (
         lambda x, s, t: gmk.affine_coupling(x, s, t, backend="triton", **constants),
         lambda x, s, t: coupling.affine_coupling(x, s, t, constants.get("mask"), scale_map, clamp, constants.get("inverse", False)),

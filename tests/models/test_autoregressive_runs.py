@@ -191,7 +191,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe: Any, tmp_path: Path) 
         out = tmp_path / str(len(stops))
         for at in [*stops, 0]:
             torch.manual_seed(0)
-            result = fit(recipe.build(images), Stopping(recipe.stream(images), at), out, config)  # type: ignore[arg-type]
+            result = fit(recipe.build(images), Stopping(recipe.stream(images), at), out, config)
             assert (result.stopped, result.step) == (("SIGINT", 8) if at else (None, 16))
         found = load_newest(out)
         assert found is not None
@@ -285,7 +285,7 @@ def test_colour_images_from_a_folder(tmp_path: Path) -> None:
 
 def test_recipes_survive_json_and_make_the_model_they_name() -> None:
     for name, kind in MODELS.items():
-        recipe = recipe_of(name)(data="digits", width=8, kernel=5, head="mixture", components=4, conditional=True)  # type: ignore[call-arg]
+        recipe = recipe_of(name)(data="digits", width=8, kernel=5, head="mixture", components=4, conditional=True)
         again = restore(type(recipe), json.loads(json.dumps(recipe, default=lambda r: r.__dict__)))
         assert again == recipe
         images = again.dataset()

@@ -165,7 +165,7 @@ def test_naive_is_the_definition_whatever_backend_is_in_use(name: str, monkeypat
     monkeypatch.setattr(gmk, name, spy)
     model = small("gated" if "gated" in name else "plain", (1, 3, 3))
     for method in ("cached", "naive"):
-        model.sample(2, key=1, method=method)  # type: ignore[arg-type]
+        model.sample(2, key=1, method=method)
     assert asked == ["auto", "reference"]
 
 

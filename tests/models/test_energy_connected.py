@@ -26,7 +26,7 @@ SPIN = pytest.mark.parametrize("spin", [False, True])
 
 def machine(visible: int = 4, hidden: int = 2, *, spin: bool = False, **options: object) -> BoltzmannMachine:
     generator = torch.Generator().manual_seed(3)
-    model = BoltzmannMachine(visible, hidden, spin=spin, levels=2, **options)  # type: ignore[arg-type]
+    model = BoltzmannMachine(visible, hidden, spin=spin, levels=2, **options)
     n = visible + hidden
     with torch.no_grad():
         w = (torch.randn(n, n, generator=generator) * (0.4 if spin else 1.2)).triu(1)
@@ -273,7 +273,7 @@ def test_a_network_loads_however_many_patterns_were_stored() -> None:
         (lambda: Hopfield(0), "units must be positive"),
         (lambda: Hopfield(4).store(torch.zeros(2, 4)), "patterns must hold -1 and 1"),
         (lambda: Hopfield(4).store(torch.ones(2, 5)), "expected patterns of 4 units"),
-        (lambda: Hopfield(4).store(torch.ones(2, 4), "oja"), "rule must be 'hebb' or 'pseudo-inverse', got 'oja'"),  # type: ignore[arg-type]
+        (lambda: Hopfield(4).store(torch.ones(2, 4), "oja"), "rule must be 'hebb' or 'pseudo-inverse', got 'oja'"),
         (lambda: Hopfield(4).recall_dense(torch.ones(2, 4)), "nothing has been stored"),
     ],
 )

@@ -43,7 +43,7 @@ def _loss_and_steps(model: RBM, x: Tensor) -> tuple[float, list[Tensor]]:
     model.zero_grad()
     loss = model.losses(Batch(x))["loss"]
     loss.backward()
-    return float(loss.detach()), [-p.grad for p in (model.weight, model.visible_bias, model.hidden_bias)]  # type: ignore
+    return float(loss.detach()), [-p.grad for p in (model.weight, model.visible_bias, model.hidden_bias)]
 
 
 def test_the_loss_descends_along_the_statistics_of_both_phases() -> None:
@@ -112,7 +112,7 @@ def test_centring_is_used_with_the_data_s_means() -> None:
     model = machine(learning=Learning(chains=7, centred=True))
     plain = _loss_and_steps(machine(learning=Learning(chains=7, centred=False)), x)[1]
     steps = _loss_and_steps(model, x)[1]
-    expected = learning.centre(*plain, x.mean(0), machine().hidden_given(x).mean(0).detach())  # type: ignore[arg-type]
+    expected = learning.centre(*plain, x.mean(0), machine().hidden_given(x).mean(0).detach())
     for ours, theirs in zip(steps, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_learning_bars_and_stripes_approaches_the_entropy(method: str, options: 
     """log 14 = 2.64 nats is the best that can be; independent pixels take 6.2."""
     x = _bars()
     torch.manual_seed(0)
-    model = RBM(9, 10, levels=2, learning=Learning(method=method, chains=100, **options))  # type: ignore[arg-type]
+    model = RBM(9, 10, levels=2, learning=Learning(method=method, chains=100, **options))
     model.initialise(x)
     start = float(model.log_likelihood(x, model.log_z().low).mean())
     assert start == pytest.approx(-9 * math.log(2), abs=0.1)

@@ -38,7 +38,7 @@ def _fit(out: Path, steps: int, **options: object) -> RealNVP:
     flow = _flow()
     config = {"max_steps": 24, "lr": 3e-3, "warmup_steps": 4, "ema": 0.9, **options}
     halt = _StopAfter(_stream(), steps)
-    fit(flow, halt, out, Fit(**config))  # type: ignore[arg-type]
+    fit(flow, halt, out, Fit(**config))
     return flow
 
 
@@ -68,9 +68,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(tmp_path: Path, optio
     batches = 1 + int(options.get("accumulate", 1) != 1)
     for steps in (7, 9):
         _fit(cut, steps * batches, **options)
-    assert ckpt.load_newest(cut)[1]["step"] == 16  # type: ignore[index]
+    assert ckpt.load_newest(cut)[1]["step"] == 16
     _fit(cut, 10**9, **options)
-    (left, left_state, _), (right, right_state, _) = ckpt.load_newest(whole), ckpt.load_newest(cut)  # type: ignore[misc]
+    (left, left_state, _), (right, right_state, _) = ckpt.load_newest(whole), ckpt.load_newest(cut)
     assert left.keys() == right.keys()
     assert {name.split(".")[0] for name in left} == {"model", "ema", "optimizer", "rng"}
     for name in left:
@@ -85,7 +85,7 @@ def test_a_finished_run_is_left_as_it_is_and_a_larger_budget_continues_it(tmp_pa
     before = {path.name: path.read_bytes() for path in ckpt.checkpoints(tmp_path)}
     flow = _fit(tmp_path, 10**9)
     assert {path.name: path.read_bytes() for path in ckpt.checkpoints(tmp_path)} == before
-    assert torch.equal(flow.transform.steps[1].shift, ckpt.load_newest(tmp_path)[0]["model.transform.steps.1.shift"])  # type: ignore
+    assert torch.equal(flow.transform.steps[1].shift, ckpt.load_newest(tmp_path)[0]["model.transform.steps.1.shift"])
     result = fit(_flow(), _stream(), tmp_path, Fit(max_steps=30, lr=3e-3, warmup_steps=4, ema=0.9))
     assert (result.step, result.stopped) == (30, None)
 
@@ -96,13 +96,13 @@ def test_the_average_is_what_gets_evaluated_and_loaded(tmp_path: Path) -> None:
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert not model.training
         torch.rand(3)
-        seen.append(model.transform.steps[1].shift.clone())  # type: ignore
+        seen.append(model.transform.steps[1].shift.clone())
         return {"figure": 1.0}
 
     flow = _flow()
     result = fit(flow, _stream(), tmp_path, Fit(max_steps=20, lr=1e-2, ema=0.9, evaluations=4), evaluate=evaluate)
     assert [line["step"] for line in result.history] == [5, 10, 15, 20]
-    stored, _, _ = ckpt.load_newest(tmp_path)  # type: ignore[misc]
+    stored, _, _ = ckpt.load_newest(tmp_path)
     average, last = stored["ema.transform.steps.1.shift"], stored["model.transform.steps.1.shift"]
     assert not torch.equal(average, last)
     assert torch.equal(seen[-1], average)
@@ -112,7 +112,7 @@ def test_the_average_is_what_gets_evaluated_and_loaded(tmp_path: Path) -> None:
     # Evaluating draws random numbers of its own: the training must not notice.
     other = tmp_path / "unwatched"
     fit(_flow(), _stream(), other, Fit(max_steps=20, lr=1e-2, ema=0.9))
-    assert torch.equal(ckpt.load_newest(other)[0]["model.transform.steps.1.shift"], last)  # type: ignore[index]
+    assert torch.equal(ckpt.load_newest(other)[0]["model.transform.steps.1.shift"], last)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_damaged_checkpoints_are_noticed_and_the_one_before_is_used(tmp_path: Pa
         with pytest.raises(CheckpointError, match=r"checkpoint .*00000002\.safetensors is damaged"):
             ckpt.load(second)
         with pytest.warns(UserWarning, match=r"00000002\.safetensors is damaged.*going back to checkpoint-00000001"):
-            _, state, path = ckpt.load_newest(tmp_path)  # type: ignore[misc]
+            _, state, path = ckpt.load_newest(tmp_path)
         assert (state["step"], path) == (1, first)
     first.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"00000002.*damaged.*00000001.*damaged"):
@@ -272,7 +272,7 @@ def test_read_log_is_the_history_without_the_detours(tmp_path: Path) -> None:
 )
 def test_bad_settings_are_explained(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Fit(**options)  # type: ignore[arg-type]
+        Fit(**options)
 
 
 _WORKER = """
@@ -302,7 +302,7 @@ def test_kill_9_at_any_moment_leaves_an_intact_checkpoint(tmp_path: Path) -> Non
         finally:  # or it would go on for a million steps beside the other tests
             worker.kill()
             worker.wait()
-        _, state, path = ckpt.load_newest(tmp_path)  # type: ignore[misc]
+        _, state, path = ckpt.load_newest(tmp_path)
         assert path == ckpt.checkpoints(tmp_path)[0], "none is damaged"
         assert state["step"] >= step + 4, "the next process went on from the last"
         step = state["step"]
@@ -342,7 +342,7 @@ torch.save([p.detach() for p in flow.parameters()], out / f"weights-{rank}.pt")
     assert done.returncode == 0, done.stderr[-2000:]
     ours, theirs = (torch.load(out / f"weights-{rank}.pt") for rank in range(2))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    tensors, state, _ = ckpt.load_newest(out)  # type: ignore[misc]
+    tensors, state, _ = ckpt.load_newest(out)
     assert (state["step"], state["world"]) == (8, 2)
     assert not torch.equal(tensors["rng.0.cpu"], tensors["rng.1.cpu"]), "each process has noise of its own"
     assert any(not torch.equal(a, b.detach()) for a, b in zip(ours, _flow().parameters(), strict=True))

@@ -29,7 +29,7 @@ class _Passing(nn.Module):
 
 
 def _gap(model: nn.Module) -> dict[str, float]:
-    return {"valid_gap": abs(float(model.x.detach()) - 0.5), "valid_size": float(model.x.detach())}  # type: ignore[operator, arg-type]
+    return {"valid_gap": abs(float(model.x.detach()) - 0.5), "valid_size": float(model.x.detach())}
 
 
 def _fit(out: Path, best: Best | None = BEST, stop: int = 0, **options: object) -> _Passing:
@@ -37,7 +37,7 @@ def _fit(out: Path, best: Best | None = BEST, stop: int = 0, **options: object) 
     config = {"max_steps": 40, "warmup_steps": 0, "clip": 0.0, "evaluations": 20, "schedule": "constant", **options}
     stream = Stopping(DENSITIES["ring"]().stream(4), stop)
     parts = {"all": Part(torch.optim.SGD(model.parameters(), 0.03))}
-    fit(model, stream, out, Fit(**config), parts=parts, evaluate=_gap, best=best)  # type: ignore[arg-type]
+    fit(model, stream, out, Fit(**config), parts=parts, evaluate=_gap, best=best)
     return model
 
 

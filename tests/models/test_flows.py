@@ -245,7 +245,7 @@ def test_a_checkerboard_alternates() -> None:
 )
 def test_bad_arguments_are_explained(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make()  # type: ignore[operator]
+        make()
 
 
 def test_integers_need_levels() -> None:
@@ -256,7 +256,7 @@ def test_integers_need_levels() -> None:
 def _curve(backend: str, make: object, batches: list[Batch], steps: int) -> list[float]:
     with gmk.use_backend(backend):
         torch.manual_seed(0)
-        flow = make()  # type: ignore[operator]
+        flow = make()
         optimizer = torch.optim.Adam(flow.parameters(), 1e-3)
         losses = []
         for i in range(steps):

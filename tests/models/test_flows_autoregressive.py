@@ -132,14 +132,14 @@ def test_invert_is_the_same_layers_the_other_way_round(kind: type[MAF] | type[IA
     x, c = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     torch.testing.assert_close(other.invert().log_prob(x, c), flow.log_prob(x, c), rtol=0, atol=0)
     # Behind the scale and shift at the front, which stay.
-    front, core, turned = flow.transform.steps[0], flow.transform.steps[-1], other.transform.steps[-1]  # type: ignore[union-attr,index]
-    assert front is other.transform.steps[0]  # type: ignore[union-attr,index]
+    front, core, turned = flow.transform.steps[0], flow.transform.steps[-1], other.transform.steps[-1]
+    assert front is other.transform.steps[0]
     there, logdet = core(x, c)
     back, back_logdet = turned(there, c)
     torch.testing.assert_close(back, x, rtol=0, atol=1e-12)
     torch.testing.assert_close(back_logdet, -logdet, rtol=0, atol=1e-12)
     with torch.no_grad():
-        flow.transform.steps[-1].get_parameter(next(n for n, _ in core.named_parameters())).add_(0.1)  # type: ignore[union-attr,index]
+        flow.transform.steps[-1].get_parameter(next(n for n, _ in core.named_parameters())).add_(0.1)
     assert not torch.equal(turned(there, c)[0], back)
 
 
@@ -220,7 +220,7 @@ def test_planar_second_derivatives_of_log_prob_are_right() -> None:
 def test_reverse_kl_is_the_divergence_to_a_normalised_density() -> None:
     """For a Gaussian target and an affine flow it is known in closed form."""
     flow = MADE(2, hidden=(8,)).double()
-    flow.transform.steps[0].shift.data.fill_(0.5)  # type: ignore[union-attr,index]
+    flow.transform.steps[0].shift.data.fill_(0.5)
     flow.fit_to(lambda x: -0.5 * x.square().sum(1) - math.log(2 * math.pi), warmup=0)
     z = torch.randn(200_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert abs(float(flow.losses(Batch(z))["loss"].detach()) - 0.25) < 0.01
@@ -239,7 +239,7 @@ def test_reverse_kl_turns_the_potential_up() -> None:
 def _explosive(kind: type[MAF] | type[IAF], layer: int) -> Flow:
     """A flow of three layers whose given one has a shift of 1e38 and a scale of e^5 or e^-5."""
     flow = kind(3, layers=3, hidden=(8,), clamp=5.0, scale_map="exp")
-    core = flow.transform.steps[-1]  # type: ignore[union-attr,index]
+    core = flow.transform.steps[-1]
     chain = core.inner if isinstance(core, Inverted) else core
     last = chain.steps[layer].made.linears()[-1]
     with torch.no_grad():
@@ -255,7 +255,7 @@ def test_samples_that_are_not_finite_name_their_layer(layer: int) -> None:
         _explosive(MAF, layer).sample(10, key=0)
     flow = _explosive(IAF, layer)
     with torch.no_grad():
-        flow.transform.steps[-1].inner.steps[layer].made.linears()[-1].bias[3:] = math.inf  # type: ignore[union-attr,index]
+        flow.transform.steps[-1].inner.steps[layer].made.linears()[-1].bias[3:] = math.inf
     with pytest.raises(NonFiniteError, match=rf"IAF: transform.steps.2.inner.steps.{place}"):
         flow.rsample(10, key=0)
     with pytest.raises(NonFiniteError, match="1 of 2 of the given latents are not finite"):
@@ -279,7 +279,7 @@ def test_samples_that_are_not_finite_name_their_layer(layer: int) -> None:
         ),
         (lambda: RealNVP(3, contexts=2).log_prob(torch.zeros(4, 3)), r"RealNVP: expected a context of shape \(4, 2\)"),
         (lambda: PlanarFlow(3).sample(4, torch.zeros(4, 2)), r"PlanarFlow: this flow takes no context"),
-        (lambda: MAF(3, permutation="none"), r"MAF: permutation must be 'reverse', 'random' or 'linear', got 'none'"),  # type: ignore[arg-type]
+        (lambda: MAF(3, permutation="none"), r"MAF: permutation must be 'reverse', 'random' or 'linear', got 'none'"),
         (lambda: MAF(3, layers=0), "MAF: layers must be 1 or more, got 0"),
         (lambda: MAF(3, hidden=()), "one or more hidden widths must be positive"),
         (lambda: MADE(3)(torch.zeros(2, 4)), r"expected samples of shape \(batch, 3\), got \(2, 4\)"),

@@ -83,7 +83,7 @@ def test_values_outside_the_histogram_stay_finite() -> None:
 @pytest.mark.parametrize("make", [lambda: MAF((1, 8, 8), levels=17, equalise=True, layers=2, hidden=(32,)),
                                   lambda: RealNVP((1, 8, 8), levels=17, equalise=True, couplings=2, widths=(8,))])  # fmt: skip
 def test_flows_take_it_in_place_of_the_logit(make: object) -> None:
-    flow = make()  # type: ignore[operator]
+    flow = make()
     x = _digits(300)
     before = flow.bits_per_dim(x, key=0).mean()
     flow.initialise(x)
@@ -130,7 +130,7 @@ def test_the_baseline_through_the_command_line(tmp_path: Path, capsys: pytest.Ca
                                   lambda: RealNVP((1, 8, 8), levels=17, whiten=True, flat=True, couplings=2, hidden=16)])  # fmt: skip
 def test_a_whitened_flow_starts_as_the_gaussian(make: object) -> None:
     """Of 1,000 images: white but for the hundredth by which covariances are shrunk, and for what no draw repeats."""
-    flow = make()  # type: ignore[operator]
+    flow = make()
     x = _digits()
     flow.initialise(x, key=5)
     z = flow.encode(x, key=5)

@@ -26,7 +26,7 @@ SCORES = torch.randn(2, 64, generator=torch.Generator().manual_seed(0), dtype=to
 
 def _small(kind: type[GAN] = GAN, **options: object) -> GAN:
     torch.manual_seed(0)
-    return kind(2, latents=3, hidden=(16, 16), **options)  # type: ignore[arg-type]
+    return kind(2, latents=3, hidden=(16, 16), **options)
 
 
 def test_the_critic_s_loss_is_the_cross_entropy_of_real_and_fake() -> None:
@@ -50,7 +50,7 @@ def test_smoothing_takes_from_the_target_of_real_samples_alone() -> None:
 ])  # fmt: skip
 def test_the_generator_s_loss_in_both_forms(saturating: bool, written: object) -> None:
     found = _small(saturating=saturating).fool(SCORES[0])
-    torch.testing.assert_close(found, written(SCORES[0].sigmoid()))  # type: ignore[operator]
+    torch.testing.assert_close(found, written(SCORES[0].sigmoid()))
 
 
 def test_the_wasserstein_losses_are_differences_of_means() -> None:
@@ -90,7 +90,7 @@ def test_matching_features_is_the_distance_of_their_means_and_moves_the_generato
     loss = model.losses(SemiBatch(x, x[:, 0].long(), x) if more else Batch(x), "generator")["loss"]
     torch.set_rng_state(state)
     fake = model.generator(model.noise(32))
-    gap = model.discriminator.features(x).mean(0) - model.discriminator.features(fake).mean(0)  # type: ignore[operator]
+    gap = model.discriminator.features(x).mean(0) - model.discriminator.features(fake).mean(0)
     torch.testing.assert_close(loss, gap.square().sum())
     loss.backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.generator.parameters())
@@ -102,17 +102,17 @@ def test_historical_averaging_pulls_to_the_average_and_keeps_it(tmp_path: Path) 
     stream = DENSITIES["ring"]().stream(16)
     config = Fit(max_steps=5, warmup_steps=0, clip=0.0)
     fit(model, stream, tmp_path, config, parts=model.parts())
-    averages = model.history["critic"].averages()  # type: ignore[operator]
+    averages = model.history["critic"].averages()
     gap = sum(
         float((p.detach() - a).square().sum()) for p, a in zip(model.discriminator.parameters(), averages, strict=True)
     )
     assert gap > 0
     found = model.losses(next(stream), "critic")
     assert float(found["historical"].detach()) == pytest.approx(2.0 * gap, rel=1e-5)
-    assert int(model.history["generator"].steps) == 5  # type: ignore[arg-type]
+    assert int(model.history["generator"].steps) == 5
     again = _small(techniques=Techniques(historical=2.0))
     again.load_state_dict(model.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(again.history["critic"].averages(), averages, strict=True))  # type: ignore[operator]
+    assert all(torch.equal(a, b) for a, b in zip(again.history["critic"].averages(), averages, strict=True))
     assert not [name for name in plain.state_dict() if name.startswith("history")]
 
 
@@ -120,7 +120,7 @@ class _Watched(WGAN):
     """Notes the largest weight of the critic after each update, and whose turn it was."""
 
     def __init__(self, *args: object, **options: object) -> None:
-        super().__init__(*args, **options)  # type: ignore[arg-type]
+        super().__init__(*args, **options)
         self.turns: list[str] = []
         self.largest: list[float] = []
 
@@ -169,12 +169,12 @@ def test_dcgan_follows_its_guidelines(shape: tuple[int, int, int]) -> None:
     assert all(m.stride == (2, 2) for m in convolutions)
     assert all(0.015 < float(m.weight.std()) < 0.025 for m in convolutions)
     up = len([m for m in convolutions if isinstance(m, nn.ConvTranspose2d)])
-    assert len([m for m in model.generator if isinstance(m, nn.BatchNorm2d)]) == up  # type: ignore[union-attr]
-    trunk = list(model.discriminator.trunk)  # type: ignore[union-attr, arg-type]
+    assert len([m for m in model.generator if isinstance(m, nn.BatchNorm2d)]) == up
+    trunk = list(model.discriminator.trunk)
     assert isinstance(trunk[1], nn.LeakyReLU), "no normalisation at the input"
     assert trunk[1].negative_slope == 0.2
     assert len([m for m in trunk if isinstance(m, nn.BatchNorm2d)]) == len(convolutions) - up - 1
-    assert isinstance(model.generator[-1], nn.Tanh)  # type: ignore[index]
+    assert isinstance(model.generator[-1], nn.Tanh)
     loss = model.losses(Batch((torch.rand(4, *shape) * 255).byte()), "critic")["loss"]
     assert bool(loss.isfinite())
 
@@ -261,13 +261,13 @@ def test_what_goes_in_comes_out() -> None:
 def test_modes_are_counted_by_the_samples_near_them() -> None:
     density = DENSITIES["grid25"]()
     x = density.held_out(20_000)
-    kept, share, overlap = modes(x, density.centres(), density.std)  # type: ignore[attr-defined]
+    kept, share, overlap = modes(x, density.centres(), density.std)
     assert kept == 25
     assert share == pytest.approx(1 - math.exp(-4.5), abs=0.003)
     assert 0.95 < overlap < share
     left = x[x[:, 0] < 3]
     twice = torch.cat([left, torch.full((len(left), 2), 1.0)])
-    kept, share, overlap = modes(twice, density.centres(), density.std)  # type: ignore[attr-defined]
+    kept, share, overlap = modes(twice, density.centres(), density.std)
     assert kept == 20
     assert share == pytest.approx(0.5 * (1 - math.exp(-4.5)), abs=0.003)
     assert overlap == pytest.approx(share, abs=1e-6), "half the samples on 20 modes leave none too full"
@@ -299,9 +299,9 @@ def test_bad_input_is_explained() -> None:
     with pytest.raises(ValueError, match=r"sides halve evenly to fewer than 8 pixels, .* got \(1, 25, 28\)"):
         DCGAN((1, 25, 28))
     with pytest.raises(ValueError, match="norm must be 'batch'"):
-        DCGAN((1, 28, 28), norm="group")  # type: ignore[arg-type]
+        DCGAN((1, 28, 28), norm="group")
     with pytest.raises(ValueError, match="penalty must be 'none'"):
-        GAN(2, penalty="r3")  # type: ignore[arg-type]
+        GAN(2, penalty="r3")
     with pytest.raises(ValueError, match="WGANGP has no labels to smooth"):
         WGANGP(2, techniques=Techniques(label_smoothing=0.1))
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 0.5\), got 0.6"):

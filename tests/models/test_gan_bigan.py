@@ -30,7 +30,7 @@ def test_the_losses_are_those_of_the_paper_with_flipped_labels() -> None:
     model = BiGAN((1, 8, 8), **SMALL).double().eval()
     x = model.inside(_images(5))
     z = model.noise(5, 4)
-    model.noise = lambda n: z  # type: ignore[assignment, method-assign]
+    model.noise = lambda n: z
     real = model.discriminator(x, model.encoder(x)).sigmoid()
     fake = model.discriminator(model.generator(z), z).sigmoid()
     critic, generator = (model.losses(Batch(model.outside(x)), part)["loss"] for part in ("critic", "generator"))
@@ -57,7 +57,7 @@ def test_techniques_reach_the_generator_and_the_encoder() -> None:
     model = BiGAN((1, 8, 8), **SMALL, techniques=Techniques(feature_matching=True, historical=2.0)).double().eval()
     x = model.inside(_images(5))
     z = model.noise(5, 4)
-    model.noise = lambda n: z  # type: ignore[assignment, method-assign]
+    model.noise = lambda n: z
     gap = model.discriminator.features(x, model.encoder(x)).mean(0) - model.discriminator.features(
         model.generator(z), z
     ).mean(0)
@@ -99,13 +99,13 @@ def test_codes_do_not_depend_on_the_batch_and_go_back_to_images() -> None:
 
 
 def _losses_at(model: BiGAN, x: torch.Tensor, z: torch.Tensor) -> dict[str, torch.Tensor]:
-    model.noise = lambda n: z  # type: ignore[assignment, method-assign]
+    model.noise = lambda n: z
     return model.losses(Batch(model.outside(x)), "critic")
 
 
 @pytest.mark.parametrize("penalty", ["r1", "r2"])
 def test_a_penalty_is_by_both_halves_of_the_right_pairs(penalty: str) -> None:
-    model = BiGAN((1, 8, 8), **SMALL, norm="none", penalty=penalty, penalty_weight=3.0).double()  # type: ignore[arg-type]
+    model = BiGAN((1, 8, 8), **SMALL, norm="none", penalty=penalty, penalty_weight=3.0).double()
     with torch.no_grad():
         # Gradients of new networks are too small to compare.
         for p in model.parameters():
@@ -166,7 +166,7 @@ def test_minibatch_discrimination_lets_a_score_see_the_other_pairs() -> None:
 def test_virtual_batch_norm_lets_no_pair_see_another_but_all_see_the_reference() -> None:
     reference = 2 * torch.rand(7, 1, 8, 8) - 1
     options = {**SMALL, "norm": "virtual", "critic_norm": "virtual", "penalty": "gradient"}
-    model = BiGAN((1, 16, 16), **options, reference=2 * torch.rand(7, 1, 16, 16) - 1)  # type: ignore[arg-type]
+    model = BiGAN((1, 16, 16), **options, reference=2 * torch.rand(7, 1, 16, 16) - 1)
     x, z = torch.rand(6, 1, 16, 16), torch.randn(6, 3)
     for network, args in ((model.generator, (z,)), (model.encoder, (x,)), (model.discriminator, (x, z))):
         whole = network(*args)
@@ -199,7 +199,7 @@ def test_the_recipe_passes_the_techniques_on_and_refuses_other_networks(
         model = recipe.build(dataset)
     assert isinstance(model, BiGAN)
     assert (model.penalty, model.penalty_weight) == ("r1", 2.0)
-    assert model.discriminator.head[0].layer.num_kernels == 5  # type: ignore[index, union-attr]
+    assert model.discriminator.head[0].layer.num_kernels == 5
     reference = recipe.options(dataset)["reference"]
     assert reference.shape == (64, 1, 8, 8)
     assert (float(reference.amin()), float(reference.amax())) == (-1.0, 1.0)
@@ -248,7 +248,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         for at in [*stops, 0]:
             torch.manual_seed(0)
             model = recipe.build(dataset)
-            fit(model, Stopping(recipe.stream(dataset), at), out, config, parts=recipe.parts(model))  # type: ignore[arg-type]
+            fit(model, Stopping(recipe.stream(dataset), at), out, config, parts=recipe.parts(model))
         found = load_newest(out)
         assert found is not None
         weights.append(found[0])
@@ -275,10 +275,10 @@ def _latent_correlation(model: BiGAN) -> float:
 
 def test_cycles_are_added_to_the_loss_and_teach_whom_they_should() -> None:
     weights = {"latent_weight": 2.0, "pixel_weight": 3.0}
-    model = BiGAN((1, 8, 8), **SMALL, **weights).double().eval()  # type: ignore[arg-type]
+    model = BiGAN((1, 8, 8), **SMALL, **weights).double().eval()
     x = model.inside(_images(5))
     z = model.noise(5, 4)
-    model.noise = lambda n: z  # type: ignore[assignment, method-assign]
+    model.noise = lambda n: z
     found = model.losses(Batch(model.outside(x)), "generator")
     torch.testing.assert_close(found["latent"], 2 * (model.encoder(model.generator(z)) - z).square().mean())
     torch.testing.assert_close(found["pixel"], 3 * (model.generator(model.encoder(x)) - x).abs().mean())
@@ -306,7 +306,7 @@ def test_cycles_are_added_to_the_loss_and_teach_whom_they_should() -> None:
         BiGAN((1, 8, 8), **SMALL, latent_weight=-1)
     with pytest.raises(ValueError, match=r"latent_share must be in \[0, 1\], got 2"):
         BiGAN((1, 8, 8), **SMALL, latent_share=2)
-    recipe = BiGANRecipe(data="digits", width=4, latents=3, hidden=(8,), latent_share=0.5, **weights)  # type: ignore[arg-type]
+    recipe = BiGANRecipe(data="digits", width=4, latents=3, hidden=(8,), latent_share=0.5, **weights)
     built = recipe.build(recipe.dataset())
     assert isinstance(built, BiGAN)
     assert (built.latent_weight, built.latent_share, built.pixel_weight) == (2.0, 0.5, 3.0)

@@ -58,6 +58,6 @@ def test_a_discriminator_learns_classes_and_what_is_generated(tmp_path: Path) ->
     assert before["valid_accuracy"] < 0.3
     assert after["valid_accuracy"] > 0.6
     assert after["valid_frechet"] < 0.8 * before["valid_frechet"]
-    x = recipe.dataset().splits["valid"].x  # type: ignore[union-attr]
+    x = recipe.dataset().splits["valid"].x
     real, fake = (torch.sigmoid(model.critic()(model.inside(part))).mean() for part in (x, model.sample(200, key=1)))
     assert real > fake

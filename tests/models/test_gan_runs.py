@@ -109,14 +109,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe: GANRecipe, tmp_path: 
 def test_the_best_classifier_is_chosen_by_few_labels() -> None:
     recipe = SemiSupervisedRecipe(data="digits", labels=50)
     data = recipe.dataset()
-    few = recipe.few(data)  # type: ignore[arg-type]
-    assert few.y.bincount().tolist() == [5] * 10  # type: ignore[union-attr]
-    valid = {x.numpy().tobytes() for x in data.splits["valid"].x}  # type: ignore[union-attr]
+    few = recipe.few(data)
+    assert few.y.bincount().tolist() == [5] * 10
+    valid = {x.numpy().tobytes() for x in data.splits["valid"].x}
     assert all(x.numpy().tobytes() in valid for x in few.x)
     # Not as many of every class as there are labels are among the validation images.
-    scarce = SemiSupervisedRecipe(data="digits", labels=1000).few(data)  # type: ignore[arg-type]
-    least = data.splits["valid"].y.bincount().min()  # type: ignore[union-attr]
-    assert scarce.y.bincount().tolist() == [least] * 10  # type: ignore[union-attr]
+    scarce = SemiSupervisedRecipe(data="digits", labels=1000).few(data)
+    least = data.splits["valid"].y.bincount().min()
+    assert scarce.y.bincount().tolist() == [least] * 10
     assert recipe.best(data) == Best("valid_few_accuracy", "max")
 
 

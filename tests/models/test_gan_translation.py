@@ -90,7 +90,7 @@ def test_networks_say_what_sizes_they_take() -> None:
     with pytest.raises(ValueError, match=r"multiples of 4, at least 8; got 10x12"):
         ResidualTranslator(1, 1, width=2, blocks=1)(torch.zeros(1, 1, 10, 12))
     with pytest.raises(ValueError, match=r"norm must be instance, batch, virtual or none, got 'layer'"):
-        PatchGAN(1, norm="layer")  # type: ignore[arg-type]
+        PatchGAN(1, norm="layer")
     with pytest.raises(ValueError, match=r"height and width must be multiples of 4, got 30x30"):
         CycleGAN((1, 30, 30))
 
@@ -297,14 +297,14 @@ class _Stripes:
         at = torch.arange(12.0)
         x = torch.sin(2 * math.pi * (phase[0] + at * (0.15 + 0.1 * speed[0]))).expand(n, 12, 12)
         y = torch.sin(2 * math.pi * (phase[1] + at[:, None] * (0.15 + 0.1 * speed[1]))).expand(n, 12, 12)
-        return tuple(((image + 1) * 127.5).round().to(torch.uint8)[:, None] for image in (x, y))  # type: ignore[return-value]
+        return tuple(((image + 1) * 127.5).round().to(torch.uint8)[:, None] for image in (x, y))
 
 
 def _learn(
     model: torch.nn.Module, recipe: Pix2PixRecipe | CycleGANRecipe, stream: object, steps: int, out: Path
 ) -> None:
     config = Fit(max_steps=steps, lr=recipe.fit.lr, clip=0.0, warmup_steps=5)
-    fit(model, stream, out, config, parts=recipe.parts(model))  # type: ignore[arg-type]
+    fit(model, stream, out, config, parts=recipe.parts(model))
     model.eval()
 
 

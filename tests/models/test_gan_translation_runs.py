@@ -43,7 +43,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe: Pix2PixRecipe | Cycle
             torch.manual_seed(0)
             model = recipe.build(dataset)
             stream = Stopping(recipe.stream(dataset), at)
-            result = fit(model, stream, out, config, parts=recipe.parts(model))  # type: ignore[arg-type]
+            result = fit(model, stream, out, config, parts=recipe.parts(model))
             assert result.step == (5 if at else 10)
         found = load_newest(out)
         assert found is not None

@@ -18,11 +18,11 @@ REFERENCE = (torch.rand(7, 1, 16, 16), torch.rand(7, 1, 16, 16))
 
 
 def _pix2pix(**options: object) -> Pix2Pix:
-    return Pix2Pix((1, 16, 16), (1, 16, 16), width=4, layers=1, **options)  # type: ignore[arg-type]
+    return Pix2Pix((1, 16, 16), (1, 16, 16), width=4, layers=1, **options)
 
 
 def _cyclegan(**options: object) -> CycleGAN:
-    return CycleGAN((1, 16, 16), width=2, blocks=1, layers=1, **options)  # type: ignore[arg-type]
+    return CycleGAN((1, 16, 16), width=2, blocks=1, layers=1, **options)
 
 
 # Minibatch discrimination.
@@ -137,7 +137,7 @@ def test_losses_are_those_of_networks_with_the_statistics_of_what_they_are_shown
     wanted = 3 * (made - b).abs().mean() - fake.log().mean()
     torch.testing.assert_close(generator, wanted, rtol=1e-6, atol=1e-6)
     # The statistics are in the graph: the gradient is that of the whole, with the way through the reference.
-    weight = pix.generator.down[0][0].weight  # type: ignore[index]
+    weight = pix.generator.down[0][0].weight
     (got,), (want,) = (torch.autograd.grad(of, weight) for of in (generator, wanted))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
@@ -177,9 +177,9 @@ def test_pix2pix_learns_with_both(tmp_path: Path) -> None:
     recipe = Pix2PixRecipe(fit=Fit(max_steps=1, lr=4e-3), norm="virtual")
     torch.manual_seed(0)
     options = {"norm": "virtual", "minibatch": 4, "reference": recipe.reference(*pairs.splits["train"])}
-    model = Pix2Pix(pairs.input_shape, pairs.shape, width=8, depth=2, layers=1, **options)  # type: ignore[arg-type]
+    model = Pix2Pix(pairs.input_shape, pairs.shape, width=8, depth=2, layers=1, **options)
     config = Fit(max_steps=60, lr=4e-3, clip=0.0, warmup_steps=5)
-    fit(model, pairs.stream(16), tmp_path, config, parts=recipe.parts(model))  # type: ignore[arg-type]
+    fit(model, pairs.stream(16), tmp_path, config, parts=recipe.parts(model))
     model.eval()
     off = (model.translate(x[:64], 1) - (255 - x[:64]) / 255).abs().mean()
     assert float(off) < 0.15

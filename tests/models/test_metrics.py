@@ -272,7 +272,7 @@ def test_what_is_no_probability_is_refused() -> None:
 
 
 @pytest.mark.parametrize("make", [metrics.fashion28, metrics.mnist28])
-def test_a_shipped_extractor_takes_bytes_and_fractions_alike(make) -> None:  # type: ignore[no-untyped-def]
+def test_a_shipped_extractor_takes_bytes_and_fractions_alike(make) -> None:
     extractor = make()
     assert isinstance(extractor, metrics.Extractor)
     x = _images(5)

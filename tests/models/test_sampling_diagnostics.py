@@ -21,9 +21,9 @@ def _run(sampler: str, chains: int = 6, **options: object) -> Samples:
     energy = lambda x: (x @ torch.tensor([0.3, -0.2, 0.1])) + 0.5 * x.prod(1)  # noqa: E731
     options = dict(draws=9, key=18) | options
     if sampler == "gibbs":
-        return sampling.gibbs(start, energy=energy, **options)  # type: ignore[arg-type]
+        return sampling.gibbs(start, energy=energy, **options)
     density = lambda x: -energy(x) - x.square().sum(1)  # noqa: E731
-    return sampling.metropolis_hastings(density, start, **options)  # type: ignore[arg-type]
+    return sampling.metropolis_hastings(density, start, **options)
 
 
 @pytest.mark.parametrize("sampler", ["gibbs", "metropolis"])

@@ -34,7 +34,7 @@ def test_one_file_is_split_the_same_way_every_time(tmp_path: Path) -> None:
     rows = torch.cat([split.x for split in found.splits.values()])
     assert rows[:, 0].sort().values.tolist() == list(range(0, 200, 2))
     assert rows[:, 0].tolist() != list(range(0, 200, 2))
-    again = data.load(str(path)).splits["test"].x  # type: ignore[union-attr]
+    again = data.load(str(path)).splits["test"].x
     assert torch.equal(again, found.splits["test"].x)
     epoch = found.stream(20, seed=1)
     assert torch.cat([next(epoch).x for _ in range(4)]).sort(0).values.equal(found.splits["train"].x.sort(0).values)
@@ -76,7 +76,7 @@ def test_the_gaussian_that_flows_are_compared_with(tmp_path: Path) -> None:
 )
 def test_bad_tables_are_explained(make: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        data.load(str(make(tmp_path)))  # type: ignore[operator]
+        data.load(str(make(tmp_path)))
     (tmp_path / "pickled.npy").write_bytes(b"\x80\x04.")
     with pytest.raises(DataError, match=r"cannot read .*pickled\.npy"):
         data.load(str(tmp_path / "pickled.npy"))

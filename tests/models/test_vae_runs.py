@@ -32,7 +32,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe: VAERecipe, tmp_path: 
         out = tmp_path / str(len(stops))
         for at in [*stops, 0]:
             torch.manual_seed(0)
-            result = fit(recipe.build(data), Stopping(recipe.stream(data), at), out, config)  # type: ignore[arg-type]
+            result = fit(recipe.build(data), Stopping(recipe.stream(data), at), out, config)
             assert (result.stopped, result.step) == (("SIGINT", 9) if at else (None, 24))
         found = load_newest(out)
         assert found is not None

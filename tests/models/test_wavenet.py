@@ -30,11 +30,11 @@ def _open(model: nn.Module, seed: int = 0, scale: float = 0.6) -> nn.Module:
 
 def _teacher(head: str, levels: int = 9, **options: object) -> WaveNet:
     known: dict[str, object] = {"residual": 8, "skip": 8, "components": 2, "dilations": (1, 2, 1)} | options
-    return _open(WaveNet(head=head, levels=levels, mu_law=False, **known))  # type: ignore[arg-type,return-value]
+    return _open(WaveNet(head=head, levels=levels, mu_law=False, **known))
 
 
 def _student(noise: str = "gaussian", **options: object) -> ParallelWaveNet:
-    return _open(ParallelWaveNet(((1, 2), (1, 2, 4)), noise=noise, residual=6, skip=5, **options), 1, 0.4)  # type: ignore[arg-type,return-value]
+    return _open(ParallelWaveNet(((1, 2), (1, 2, 4)), noise=noise, residual=6, skip=5, **options), 1, 0.4)
 
 
 def _some(model: WaveNet, n: int, length: int, seed: int = 0) -> Tensor:
@@ -259,8 +259,8 @@ def test_the_gradient_of_the_divergence_is_a_numeric_one() -> None:
     value().backward()
     assert all(p.grad is None for p in teacher.parameters())
     for flow in student.flows:
-        for p in (flow.first.weight, flow.dilated[0].weight, flow.mix[0].weight, flow.output.weight, flow.output.bias):  # type: ignore[union-attr,index]
-            place = int(p.grad.abs().argmax())  # type: ignore[union-attr,arg-type]
+        for p in (flow.first.weight, flow.dilated[0].weight, flow.mix[0].weight, flow.output.weight, flow.output.bias):
+            place = int(p.grad.abs().argmax())
             flat, step, found = p.data.view(-1), 1e-6, []
             for side in (step, -2 * step):
                 flat[place] += side
@@ -268,7 +268,7 @@ def test_the_gradient_of_the_divergence_is_a_numeric_one() -> None:
                     found.append(float(value()))
             flat[place] += step
             numeric = (found[0] - found[1]) / (2 * step)
-            assert numeric == pytest.approx(float(p.grad.view(-1)[place]), rel=1e-4)  # type: ignore[union-attr]
+            assert numeric == pytest.approx(float(p.grad.view(-1)[place]), rel=1e-4)
 
 
 def test_the_teacher_is_no_part_of_the_student() -> None:
@@ -318,7 +318,7 @@ def test_power_loss_is_zero_for_the_same_spectrum_and_sees_another() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: WaveNet(head="bernoulli"), "head must be one of categorical, mixture, gaussian, got 'bernoulli'"),  # type: ignore[arg-type]
+        (lambda: WaveNet(head="bernoulli"), "head must be one of categorical, mixture, gaussian, got 'bernoulli'"),
         (lambda: WaveNet(levels=1), "levels must be from 2 to 65536, got 1"),
         (lambda: WaveNet(()), "channels, kernels and dilations must be positive"),
         (lambda: WaveNet((1, 0)), "channels, kernels and dilations must be positive"),
@@ -334,14 +334,14 @@ def test_power_loss_is_zero_for_the_same_spectrum_and_sees_another() -> None:
             lambda: _teacher("gaussian", local=2).sample(1, 4, local=torch.zeros(1, 3, 4)),
             r"must have shape \(1, 2, 4\), got \(1, 3, 4\)",
         ),
-        (lambda: _teacher("gaussian").sample(1, 4, method="quick"), "must be 'cached' or 'naive', got 'quick'"),  # type: ignore[arg-type]
+        (lambda: _teacher("gaussian").sample(1, 4, method="quick"), "must be 'cached' or 'naive', got 'quick'"),
         (lambda: ParallelWaveNet(()), "there must be a flow"),
-        (lambda: ParallelWaveNet(noise="uniform"), "noise must be 'gaussian' or 'logistic', got 'uniform'"),  # type: ignore[arg-type]
+        (lambda: ParallelWaveNet(noise="uniform"), "noise must be 'gaussian' or 'logistic', got 'uniform'"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        call()  # type: ignore[operator]
+        call()
     assert "\n" not in str(caught.value)
 
 

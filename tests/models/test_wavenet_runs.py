@@ -104,7 +104,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(teacher: WaveNet, tmp_path: P
             torch.manual_seed(0)
             student = ParallelWaveNet(((1, 2),), residual=4, skip=4)
             student.learn_from(teacher)
-            result = fit(student, Stopping(process.stream(2), at), out, config)  # type: ignore[arg-type]
+            result = fit(student, Stopping(process.stream(2), at), out, config)
             assert (result.stopped, result.step) == (("SIGINT", 4) if at else (None, 8))
         found = load_newest(out)
         assert found is not None

@@ -39,7 +39,7 @@ def both(critic: nn.Module, real: Tensor, fake: Tensor, tolerance: float = 1e-10
     """The penalty and its gradients by the first-order route are those by the other."""
     found = {}
     for route in ("first-order", "double-backward"):
-        penalty = gmk.gradient_penalty(critic, real, fake, key=torch.tensor([3, 4]), route=route, **how)  # type: ignore[arg-type]
+        penalty = gmk.gradient_penalty(critic, real, fake, key=torch.tensor([3, 4]), route=route, **how)
         found[route] = penalty.detach(), gradients(critic, penalty)
     ours, theirs = found["first-order"], found["double-backward"]
     torch.testing.assert_close(ours[0], theirs[0], rtol=tolerance, atol=tolerance)

@@ -100,7 +100,7 @@ def wrong(row: OperatorRow, case: Case, result: Results, **options: object) -> l
     A long stack of flows may be ill-conditioned: it then amplifies the last bit of its input. What scaling each input
     by 1 + 64 eps does to the reference is allowed on top. (Scaling, because it keeps equal numbers equal.)
     """
-    exact = evaluate(row, case, "reference", **options)  # type: ignore[arg-type]
+    exact = evaluate(row, case, "reference", **options)
     assert set(result) == set(exact)
     over = {n: e for n in result if not (e := error(result[n], exact[n])) <= TIGHT[mode_of(n)]}
     if not over:
@@ -110,7 +110,7 @@ def wrong(row: OperatorRow, case: Case, result: Results, **options: object) -> l
         name: t * (1 + eps * (-1) ** i) if t.is_floating_point() else t
         for i, (name, t) in enumerate(case.tensors.items())
     }
-    shaken = evaluate(row, Case(moved, case.constants), "reference", **options)  # type: ignore[arg-type]
+    shaken = evaluate(row, Case(moved, case.constants), "reference", **options)
     limits = {name: TIGHT[mode_of(name)] + error(shaken[name], exact[name]) for name in over}
     return [f"{name}: error {e:.3g} > {limits[name]:.3g}" for name, e in over.items() if not e <= limits[name]]
 

@@ -52,7 +52,7 @@ class Small:
         law = torch.softmax(self.log_p(), 0)
         return self.states[torch.multinomial(law, count, True, generator=torch.Generator().manual_seed(7))]
 
-    def run(self, backend: str, reverse: int = 0, **options) -> Tensor:  # type: ignore[no-untyped-def]
+    def run(self, backend: str, reverse: int = 0, **options) -> Tensor:
         device = support.device(backend)
         tensors = [t.to(device) for t in (self.weight, self.visible_bias, self.hidden_bias)]
         if reverse:

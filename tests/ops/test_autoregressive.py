@@ -39,7 +39,7 @@ def _parameters(net: Network, dtype: torch.dtype = torch.float32, seed: int = 1,
 def _sample(net: Network, given: list[Tensor], shape: tuple[int, ...], **options: object) -> Tensor:
     function = gmk.gated_pixelcnn_sample if net.gated else gmk.pixelcnn_sample
     kind = {"head": HEADS[net.head], "levels": net.levels, "channel_groups": net.groups}
-    return function(given, shape, **kind, **options)  # type: ignore[arg-type]
+    return function(given, shape, **kind, **options)
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def _decisions(net: Network, given: list[Tensor], images: Tensor, key: Tensor, f
     for group, some in enumerate(torch.arange(channels).chunk(net.groups)):
         logits = found.chunk(net.groups, 1)[group].permute(0, 2, 3, 1).flatten(0, 2)
         words = tuple(w[:, some].transpose(1, 2).flatten(0, 1) for w in word)
-        fresh = reference.draw(logits, net, words, temperature)  # type: ignore[arg-type]
+        fresh = reference.draw(logits, net, words, temperature)
         drawn.append(fresh.view(batch, height, width, -1).permute(0, 3, 1, 2))
         u = reference.uniform(words[0][:, 0])
         if HEADS[net.head] == "bernoulli":

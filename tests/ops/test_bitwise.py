@@ -86,7 +86,7 @@ def test_batch_split(row: OperatorRow, backend: str, dtype: torch.dtype) -> None
             _split_gradients(row, backend, whole, batch, names)
 
 
-def _split_gradients(row: OperatorRow, backend: str, whole, batch: int, names: list[str]) -> None:  # type: ignore[no-untyped-def]
+def _split_gradients(row: OperatorRow, backend: str, whole, batch: int, names: list[str]) -> None:
     """Cotangents of one value, so that the halves get the same ones as the whole."""
     assert row.part is not None
     cut = batch // 2

@@ -79,7 +79,7 @@ class _Count(TorchDispatchMode):
         super().__init__()
         self.n = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.n += func not in (torch.ops.aten.detach.default, torch.ops.aten.promote_types.default)
         return func(*args, **(kwargs or {}))
 

@@ -157,7 +157,7 @@ def test_a_parametrised_layer_is_asked_for_its_weight() -> None:
     x = torch.randn(4, 6)
     torch.testing.assert_close(net(x), _sequential(net)(x))
     net(x).sum().backward()
-    assert net.layers[0].parametrizations.weight.original0.grad is not None  # type: ignore[union-attr]
+    assert net.layers[0].parametrizations.weight.original0.grad is not None
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
@@ -276,7 +276,7 @@ def test_layers_that_are_not_plain_run_as_what_they_are() -> None:
     l1_unstructured(pruned.layers[0], "weight", 0.5)
     nn.utils.weight_norm(normed.layers[0])
     before = normed(x)
-    normed.layers[0].weight_g.data.mul_(5)  # type: ignore[union-attr, operator]
+    normed.layers[0].weight_g.data.mul_(5)
     wrapped.layers[0] = Louder(3, 8)
     seen: list[int] = []
     watched.layers[1].register_forward_hook(lambda *_: seen.append(1))

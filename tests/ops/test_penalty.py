@@ -231,22 +231,22 @@ def test_points_and_formulas(route: str) -> None:
     norm = torch.stack([(e * r + (1 - e) * f).norm() for e, r, f in zip(eps, real, fake, strict=True)])
     how = dict(route=route, target=2.0)
     close = dict(rtol=1e-12, atol=0.0)
-    found = gmk.gradient_penalty(critic, real, fake, eps=eps, **how)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, 10 * (norm - 2).square().mean(), **close)  # type: ignore[arg-type]
-    found = gmk.gradient_penalty(critic, real, fake, eps=eps, one_sided=True, every=4, **how)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, 40 * (norm - 2).clamp(min=0).square().mean(), **close)  # type: ignore[arg-type]
+    found = gmk.gradient_penalty(critic, real, fake, eps=eps, **how)
+    torch.testing.assert_close(found, 10 * (norm - 2).square().mean(), **close)
+    found = gmk.gradient_penalty(critic, real, fake, eps=eps, one_sided=True, every=4, **how)
+    torch.testing.assert_close(found, 40 * (norm - 2).clamp(min=0).square().mean(), **close)
     key = gmk.random.key(seed=9)
     x = gmk.random_interpolate(real, fake, key, first=3)
-    found = gmk.gradient_penalty(critic, real, fake, key=key, first=3, **how)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, 10 * (x.flatten(1).norm(dim=1) - 2).square().mean(), **close)  # type: ignore[arg-type]
+    found = gmk.gradient_penalty(critic, real, fake, key=key, first=3, **how)
+    torch.testing.assert_close(found, 10 * (x.flatten(1).norm(dim=1) - 2).square().mean(), **close)
     squares = [t.flatten(1).square().sum(1).mean() for t in (real, fake)]
     torch.testing.assert_close(gmk.r1_penalty(critic, real, 3.0, route=route), 1.5 * squares[0], rtol=1e-12, atol=0.0)
     torch.testing.assert_close(
         gmk.r2_penalty(critic, fake, 3.0, every=16, route=route), 24 * squares[1], rtol=1e-12, atol=0.0
     )
     noisy = real + 0.3 * real.std(correction=0) * gmk.random.normal(key, real.shape, dtype=torch.float64)
-    found = gmk.dragan_penalty(critic, real, scale=0.3, key=key, **how)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, 10 * (noisy.flatten(1).norm(dim=1) - 2).square().mean(), **close)  # type: ignore[arg-type]
+    found = gmk.dragan_penalty(critic, real, scale=0.3, key=key, **how)
+    torch.testing.assert_close(found, 10 * (noisy.flatten(1).norm(dim=1) - 2).square().mean(), **close)
 
 
 def test_interpolation_is_one_uniform_for_each_sample() -> None:

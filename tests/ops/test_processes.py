@@ -36,7 +36,7 @@ def _all() -> list[str]:
     return [_digest(name) for name in LARGE]
 
 
-def _child(connection, cases: dict, count: int) -> None:  # type: ignore[no-untyped-def]
+def _child(connection, cases: dict, count: int) -> None:
     # Kernels and nothing else: torch's own parallel operations, and its autograd engine, hang in a forked child.
     if count:
         torch.set_num_threads(count)

@@ -64,8 +64,8 @@ def _vectors(n: int = 5, contexts: int = 0, dropout: float = 0.0, actnorm: int |
         reads, split = ((2, 2), (4, -4))[i % 2]
         coupling = AffineCoupling(Net(reads, 2 * (D - reads), contexts, dropout), split=split, actnorm=actnorm)
         if actnorm:
-            nn.init.normal_(coupling.log_scale, std=0.3)  # type: ignore[arg-type]
-            nn.init.normal_(coupling.shift)  # type: ignore[arg-type]
+            nn.init.normal_(coupling.log_scale, std=0.3)
+            nn.init.normal_(coupling.shift)
         steps += [coupling, Turn()]
     return steps
 
@@ -169,7 +169,7 @@ def _alive(chain: nn.Module, x: Tensor) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         chain(x)[0].sum().backward()
     alive = worst = 0
-    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":
             alive += event.nbytes()
             worst = max(worst, alive)

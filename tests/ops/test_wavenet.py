@@ -36,7 +36,7 @@ NETWORKS = {
 
 def _call(net: Stack, given: list[Tensor], shape: tuple[int, int], **options: object) -> Tensor:
     kind = {"head": HEADS[net.head], "levels": net.levels or 256}
-    return gmk.wavenet_sample(given, shape, net.dilations, **kind, **options)  # type: ignore[arg-type]
+    return gmk.wavenet_sample(given, shape, net.dilations, **kind, **options)
 
 
 def _given(net: Stack, batch: int, time: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> dict[str, object]:
@@ -84,14 +84,14 @@ def test_what_is_seen_of_a_sample_comes_a_step_late() -> None:
 def test_samples_are_those_of_the_loop_over_the_whole_network(name: str) -> None:
     net, batch, time = NETWORKS[name], 3, 60
     options = _given(net, batch, time) | {"key": gmk.random.key(seed=2), "shape": (batch, time)}
-    expected = _call(net, **options, backend="reference")  # type: ignore[arg-type]
+    expected = _call(net, **options, backend="reference")
     given = options["given"]
-    flat = torch.cat([t.flatten() for t in given])  # type: ignore[attr-defined]
+    flat = torch.cat([t.flatten() for t in given])
     values = torch.linspace(-1, 1, net.levels, dtype=torch.float64)
     conditions = [options.get(part) for part in ("condition", "local", "local_weight")]
-    found = [_call(net, **options, backend=backend) for backend in BACKENDS]  # type: ignore[arg-type]
+    found = [_call(net, **options, backend=backend) for backend in BACKENDS]
     found.append(
-        cached.wavenet_sample(flat, values, options["key"], None, *conditions, [batch, time], net.numbers, chunk=7)  # type: ignore[arg-type]
+        cached.wavenet_sample(flat, values, options["key"], None, *conditions, [batch, time], net.numbers, chunk=7)
     )
     for x in found:
         if net.real:
@@ -117,9 +117,9 @@ def test_any_network_is_sampled_as_it_is_defined(data: st.DataObject) -> None:
         "key": torch.tensor([integer(-(2**63), 2**63 - 1), integer(-(2**63), 2**63 - 1)]), "shape": (batch, time),
         "first": integer(0, 2**31), "temperature": data.draw(st.sampled_from((0.5, 1.0, 1.3))),
     }  # fmt: skip
-    expected = _call(net, **options, backend="reference")  # type: ignore[arg-type]
+    expected = _call(net, **options, backend="reference")
     for backend in BACKENDS:
-        found = _call(net, **options, backend=backend)  # type: ignore[arg-type]
+        found = _call(net, **options, backend=backend)
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
@@ -133,10 +133,10 @@ def test_every_decision_follows_from_the_samples_before_it(name: str, temperatur
     """In float32, against the network in float64: outside the band of rounding, which holds next to nothing."""
     net, batch, time = NETWORKS[name], 21, 150
     options, key = _given(net, batch, time, torch.float32), gmk.random.key(seed=11)
-    x = _call(net, shape=(batch, time), key=key, first=7, temperature=temperature, **options)  # type: ignore[arg-type]
-    wide = {k: [t.double() for t in v] if k == "given" else v.double() for k, v in options.items()}  # type: ignore[attr-defined]
+    x = _call(net, shape=(batch, time), key=key, first=7, temperature=temperature, **options)
+    wide = {k: [t.double() for t in v] if k == "given" else v.double() for k, v in options.items()}
     shown = reference.seen(x[:, :-1], net, torch.linspace(-1, 1, net.levels, dtype=torch.float64))
-    logits = reference.outputs(shown, net, *(wide.get(k) for k in ("given", "condition", "local", "local_weight"))).mT  # type: ignore[arg-type]
+    logits = reference.outputs(shown, net, *(wide.get(k) for k in ("given", "condition", "local", "local_weight"))).mT
     word = reference.words(key, batch, 7, 0, time)[0]
     sums = draws.cumulative(logits, temperature)
     margin = (draws.uniform(word)[..., None] - sums / sums[..., -1:]).abs().amin(-1)
@@ -156,18 +156,18 @@ def test_batch_threads_and_chunks_change_no_bit() -> None:
         options, key = _given(net, batch, time, torch.float32), gmk.random.key(seed=4)
         rows = {k: options[k] for k in ("condition", "local") if k in options}
         rest = {k: v for k, v in options.items() if k not in rows}
-        whole = _call(net, shape=(batch, time), key=key, backend="cpu", **options)  # type: ignore[arg-type]
+        whole = _call(net, shape=(batch, time), key=key, backend="cpu", **options)
         for cut in (1, 2, 16, 19):
             parts = [
                 _call(
-                    net, shape=(end - begin, time), key=key, first=begin, backend="cpu", **rest,  # type: ignore[arg-type]
-                    **{k: v[begin:end] for k, v in rows.items()},  # type: ignore[index]
+                    net, shape=(end - begin, time), key=key, first=begin, backend="cpu", **rest,
+                    **{k: v[begin:end] for k, v in rows.items()},
                 ) for begin, end in ((0, cut), (cut, batch))
             ]  # fmt: skip
             assert torch.equal(torch.cat(parts), whole), (name, cut)
         for count in (1, 2, 3):
             with threads(count):
-                assert torch.equal(_call(net, shape=(batch, time), key=key, backend="cpu", **options), whole)  # type: ignore[arg-type]
+                assert torch.equal(_call(net, shape=(batch, time), key=key, backend="cpu", **options), whole)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -175,8 +175,8 @@ def test_batch_threads_and_chunks_change_no_bit() -> None:
 def test_chunks_come_in_order_and_are_the_whole(name: str, backend: str) -> None:
     net = NETWORKS[name]
     options = _given(net, 2, 23) | {"shape": (2, 23), "key": gmk.random.key(seed=4), "backend": backend}
-    whole, seen = _call(net, **options), []  # type: ignore[arg-type]
-    found = _call(net, **options, on_chunk=lambda t, x: seen.append((t, x)), chunk=5)  # type: ignore[arg-type]
+    whole, seen = _call(net, **options), []
+    found = _call(net, **options, on_chunk=lambda t, x: seen.append((t, x)), chunk=5)
     assert torch.equal(found, whole)
     assert [t for t, _ in seen] == [0, 5, 10, 15, 20]
     assert torch.equal(torch.cat([x for _, x in seen], 1), whole)
@@ -193,7 +193,7 @@ def test_a_callback_may_end_the_sampling(backend: str) -> None:
 
     options = _given(net, 1, 12)
     with pytest.raises(KeyboardInterrupt):
-        _call(net, shape=(1, 12), key=gmk.random.key(seed=1), on_chunk=stop, chunk=3, backend=backend, **options)  # type: ignore[arg-type]
+        _call(net, shape=(1, 12), key=gmk.random.key(seed=1), on_chunk=stop, chunk=3, backend=backend, **options)
     assert times == [0, 3]
 
 
@@ -202,13 +202,13 @@ def test_what_follows_a_given_beginning_goes_on_from_it(name: str) -> None:
     net, batch, time = NETWORKS[name], 3, 30
     options = _given(net, batch, time) | {"shape": (batch, time)}
     key, another = gmk.random.key(seed=6), gmk.random.key(seed=7)
-    whole, other = (_call(net, key=k, **options) for k in (key, another))  # type: ignore[arg-type]
+    whole, other = (_call(net, key=k, **options) for k in (key, another))
     for count in (0, 1, 17, 30):
         # Giving what would have been drawn changes nothing; giving something else changes what comes after.
-        assert torch.equal(_call(net, key=key, x_init=whole[:, :count], **options), whole)  # type: ignore[arg-type]
-        found = _call(net, key=key, x_init=other[:, :count], **options)  # type: ignore[arg-type]
+        assert torch.equal(_call(net, key=key, x_init=whole[:, :count], **options), whole)
+        found = _call(net, key=key, x_init=other[:, :count], **options)
         assert torch.equal(found[:, :count], other[:, :count])
-        naive = _call(net, key=key, x_init=other[:, :count], backend="reference", **options)  # type: ignore[arg-type]
+        naive = _call(net, key=key, x_init=other[:, :count], backend="reference", **options)
         torch.testing.assert_close(found, naive, rtol=1e-8, atol=1e-8)
         if count == 17 and name != "one layer":
             assert not torch.equal(found[:, 17:], whole[:, 17:])
@@ -256,9 +256,9 @@ def test_gaussian_samples_are_gaussian(backend: str) -> None:
     """Standardised by the network's own means and scales they are standard normal, to less than 10 %, and independent of their past."""
     net, temperature = NETWORKS["gaussian"], 0.8
     options = _given(net, 400, 50)
-    x = _call(net, shape=(400, 50), key=gmk.random.key(seed=3), temperature=temperature, backend=backend, **options)  # type: ignore[arg-type]
+    x = _call(net, shape=(400, 50), key=gmk.random.key(seed=3), temperature=temperature, backend=backend, **options)
     shown = reference.seen(x[:, :-1], net, x.new_empty(0))
-    mean, log_scale = reference.outputs(shown, net, options["given"], options["condition"]).unbind(1)  # type: ignore[arg-type]
+    mean, log_scale = reference.outputs(shown, net, options["given"], options["condition"]).unbind(1)
     z = (x - mean) / (temperature * log_scale.clamp(min=-7).exp())
     assert kstest(z.flatten().numpy(), "norm").pvalue > 1e-6 / LOOKS
     assert kstest(1.1 * z.flatten().numpy(), "norm").pvalue < 1e-6 / LOOKS

@@ -29,7 +29,7 @@ def assert_equal_in_two(check: str, folder: Path) -> None:
     script = folder / "two.py"
     script.write_text(_BEGIN + check + _END)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    runs = [subprocess.Popen([sys.executable, script, str(rank), folder / "meet"], **pipes) for rank in range(2)]  # type: ignore[call-overload]
+    runs = [subprocess.Popen([sys.executable, script, str(rank), folder / "meet"], **pipes) for rank in range(2)]
     try:
         for run in runs:
             out, error = run.communicate(timeout=300)

@@ -15,7 +15,7 @@ from gmkernels.core.doors import ALIASES, Operator
 from . import cached, reference
 
 
-def _fake(parameters, values, key, x_init, mask, condition, shape, network, temperature, first):  # type: ignore[no-untyped-def]
+def _fake(parameters, values, key, x_init, mask, condition, shape, network, temperature, first):
     return key.new_empty(shape)
 
 

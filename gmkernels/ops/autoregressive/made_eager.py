@@ -49,7 +49,7 @@ def made_inverse(
     z: Tensor, parameters: Tensor, condition: Tensor | None, degrees: Tensor, *constants: Any
 ) -> tuple[Tensor, Tensor]:
     """Differentiable as the kernels are."""
-    return _Inverse.apply(z, parameters, condition, degrees, constants)  # type: ignore[no-any-return]
+    return _Inverse.apply(z, parameters, condition, degrees, constants)
 
 
 class _Inverse(torch.autograd.Function):

@@ -16,7 +16,7 @@ from .made_network import Made
 _REST = "Tensor? condition, Tensor degrees, int[] widths, bool residual, str activation, str scale_map, float clamp"
 
 
-def _fake(z, parameters, condition, degrees, widths, residual, activation, scale_map, clamp):  # type: ignore[no-untyped-def]
+def _fake(z, parameters, condition, degrees, widths, residual, activation, scale_map, clamp):
     return z.new_empty(z.shape), z.new_empty(z.shape[0])
 
 
@@ -25,7 +25,7 @@ def room(x: Tensor, parameters: Tensor, width: int) -> tuple[Tensor, Tensor, Ten
     return x.new_empty(x.shape), parameters.new_empty(parameters.shape), x.new_empty(x.shape[0], width)
 
 
-def _fake_backward(  # type: ignore[no-untyped-def]
+def _fake_backward(
     grad_x, grad_logdet, x, parameters, condition, degrees, widths, residual, activation, scale_map, clamp
 ):
     return room(x, parameters, widths[0])
@@ -49,7 +49,7 @@ made_inverse_backward = Operator(
 
 
 @made_inverse.derivative
-def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _first(needs, saved, constants, grads):
     # The solution knows all that the gradient has to: z does not enter it.
     _, parameters, condition, degrees, x, _ = saved
     found = made_inverse_backward(*grads, x, parameters, condition, degrees, *constants)
@@ -57,7 +57,7 @@ def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
 
 
 @made_inverse_backward.derivative
-def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _second(needs, saved, constants, grads):
     """Through the definition of the gradient, over layers of the backend: it builds the Jacobian, D times a batch of D."""
     layers = functools.partial(_layers, backend=constants[-1])
     return made_reference.along(needs, saved, constants[:-1], grads, layers)

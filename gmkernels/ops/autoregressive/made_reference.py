@@ -121,7 +121,7 @@ def _apart(t: Tensor) -> Tensor:
     return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
 
-def along(needs, saved, constants, grads, layers_of):  # type: ignore[no-untyped-def]
+def along(needs, saved, constants, grads, layers_of):
     """Gradients of <grads, made_inverse_backward(saved)> by the tensors in ``saved``, themselves differentiable."""
     higher = torch.is_grad_enabled()
     with torch.enable_grad(), torch.autocast(saved[0].device.type, enabled=False):

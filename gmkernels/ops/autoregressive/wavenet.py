@@ -18,7 +18,7 @@ from . import wavenet_reference as reference
 OnChunk = Callable[[int, Tensor], object]
 
 
-def _fake(parameters, values, key, x_init, condition, local, local_weight, shape, network, temperature, first):  # type: ignore[no-untyped-def]
+def _fake(parameters, values, key, x_init, condition, local, local_weight, shape, network, temperature, first):
     return parameters.new_empty(shape) if checked.Stack.of(network).real else key.new_empty(shape)
 
 

@@ -21,7 +21,7 @@ from . import library
 
 
 @library.affine_coupling.derivative
-def _affine_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _affine_first(needs, saved, constants, grads):
     (x, s, t, mask, inner), (*how, _, backend), dtype = saved, constants, saved[0].dtype
     (grad_y, grad_logdet), inverse = grads, how[2]
     if inverse and t.dtype != dtype:
@@ -32,7 +32,7 @@ def _affine_first(needs, saved, constants, grads):  # type: ignore[no-untyped-de
 
 
 @library.affine_coupling_backward.derivative
-def _affine_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _affine_second(needs, saved, constants, grads):
     grad_y, grad_logdet, x, s, t, mask, _ = saved  # what was kept follows from s
     double = library.affine_coupling_double_backward
     grad_grad_y, grad_grad_logdet, grad_x, grad_s = double(*grads, *saved[:-1], *constants)
@@ -47,10 +47,10 @@ def _shift(grad_y: Tensor | None, grad_x: Tensor, mask: Tensor | None, inverse: 
 
 
 @library.planar_flow.derivative
-def _planar_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _planar_first(needs, saved, constants, grads):
     return library.planar_flow_backward(*grads, *saved, *constants)
 
 
 @library.planar_flow_backward.derivative
-def _planar_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _planar_second(needs, saved, constants, grads):
     return library.planar_flow_double_backward(*grads, *saved, *constants)

@@ -27,16 +27,16 @@ def inner_like(x: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
     )
 
 
-def _fake(x, log_scale, shift, mask, scale_map, clamp, inverse, keep):  # type: ignore[no-untyped-def]
+def _fake(x, log_scale, shift, mask, scale_map, clamp, inverse, keep):
     dtype = wide(x, log_scale)
     return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=dtype), inner_like(x, dtype, keep)
 
 
-def _fake_backward(grad_y, grad_logdet, x, log_scale, shift, mask, inner, scale_map, clamp, inverse):  # type: ignore[no-untyped-def]
+def _fake_backward(grad_y, grad_logdet, x, log_scale, shift, mask, inner, scale_map, clamp, inverse):
     return x.new_empty(x.shape), log_scale.new_empty(x.shape)
 
 
-def _fake_double_backward(  # type: ignore[no-untyped-def]
+def _fake_double_backward(
     grad_grad_x, grad_grad_s, grad_y, grad_logdet, x, log_scale, shift, mask, scale_map, clamp, inverse
 ):
     return x.new_empty(x.shape), torch.empty_like(grad_logdet), x.new_empty(x.shape), log_scale.new_empty(x.shape)
@@ -64,15 +64,15 @@ affine_coupling_double_backward = Operator(
 )
 
 
-def _fake_planar(z, u, w, b):  # type: ignore[no-untyped-def]
+def _fake_planar(z, u, w, b):
     return z.new_empty(z.shape), z.new_empty(z.shape[0], dtype=wide(z))
 
 
-def _fake_planar_backward(grad_z, grad_logdet, z, u, w, b):  # type: ignore[no-untyped-def]
+def _fake_planar_backward(grad_z, grad_logdet, z, u, w, b):
     return z.new_empty(z.shape), u.new_empty(u.shape), w.new_empty(w.shape), b.new_empty(b.shape)
 
 
-def _fake_planar_double_backward(v_z, v_u, v_w, v_b, grad_z, grad_logdet, z, u, w, b):  # type: ignore[no-untyped-def]
+def _fake_planar_double_backward(v_z, v_u, v_w, v_b, grad_z, grad_logdet, z, u, w, b):
     return (
         z.new_empty(z.shape),
         torch.empty_like(grad_logdet),

@@ -297,7 +297,7 @@ def planar_flow_double_backward(
     return out_g, out_l, *out
 
 
-def _gradient(v, g, l, z, u, w, b, grad_z, grad_g, grad_l, grad_u, grad_w, grad_b):  # type: ignore[no-untyped-def]
+def _gradient(v, g, l, z, u, w, b, grad_z, grad_g, grad_l, grad_u, grad_w, grad_b):
     if z.numel() == 0:
         for t in (grad_l, grad_u, grad_w, grad_b):
             if t is not None:

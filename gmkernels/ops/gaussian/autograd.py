@@ -21,12 +21,12 @@ from . import library
 
 
 @library.reparameterize_kl.derivative
-def _draw_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _draw_first(needs, saved, constants, grads):
     return *library.reparameterize_kl_backward(*grads, *saved, *constants), None
 
 
 @library.reparameterize_kl_backward.derivative
-def _draw_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _draw_second(needs, saved, constants, grads):
     return *library.reparameterize_kl_double_backward(*grads, *saved, *constants), None
 
 
@@ -40,20 +40,20 @@ def _times(grad: Tensor, weight: Tensor | None, value: Tensor) -> Tensor:
 
 
 @library.bernoulli_log_likelihood.derivative
-def _bernoulli_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _bernoulli_first(needs, saved, constants, grads):
     logits, x, weight = saved
     by_logits = library.bernoulli_log_likelihood_backward(grads[0], *saved, *constants) if needs[0] else None
     return by_logits, _times(grads[0], weight, logits).to(x.dtype) if needs[1] else None, None
 
 
 @library.bernoulli_log_likelihood_backward.derivative
-def _bernoulli_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _bernoulli_second(needs, saved, constants, grads):
     grad, _, x, weight = saved
     by_x = _times(grad, weight, grads[0]).to(x.dtype) if needs[2] else None
     return *library.bernoulli_log_likelihood_double_backward(grads[0], *saved, *constants), by_x, None
 
 
-def _gradients(needs, x, mean, by_mean, by_logvar):  # type: ignore[no-untyped-def]
+def _gradients(needs, x, mean, by_mean, by_logvar):
     """By x, mean, logvar and weight, from what the kernel returns."""
     return (
         -by_mean.to(x.dtype) if needs[0] else None,
@@ -64,12 +64,12 @@ def _gradients(needs, x, mean, by_mean, by_logvar):  # type: ignore[no-untyped-d
 
 
 @library.gaussian_log_likelihood.derivative
-def _gaussian_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _gaussian_first(needs, saved, constants, grads):
     by_mean, by_logvar = library.gaussian_log_likelihood_backward(grads[0], *saved, *constants)
     return _gradients(needs, saved[0], saved[1], by_mean, by_logvar)
 
 
 @library.gaussian_log_likelihood_backward.derivative
-def _gaussian_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _gaussian_second(needs, saved, constants, grads):
     by_grad, by_mean, by_logvar = library.gaussian_log_likelihood_double_backward(*grads, *saved, *constants)
     return by_grad, *_gradients(needs[1:], saved[1], saved[2], by_mean, by_logvar)

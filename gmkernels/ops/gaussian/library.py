@@ -15,15 +15,15 @@ def _per_sample(x: Tensor, *others: Tensor | None, batch_dims: int = 1) -> Tenso
     return x.new_empty(x.shape[:batch_dims], dtype=wide(x, *others))
 
 
-def _fake(mu, logvar, key, beta, free_bits, first):  # type: ignore[no-untyped-def]
+def _fake(mu, logvar, key, beta, free_bits, first):
     return mu.new_empty(mu.shape), _per_sample(mu)
 
 
-def _fake_backward(grad_z, grad_kl, mu, logvar, key, beta, free_bits, first):  # type: ignore[no-untyped-def]
+def _fake_backward(grad_z, grad_kl, mu, logvar, key, beta, free_bits, first):
     return mu.new_empty(mu.shape), logvar.new_empty(mu.shape)
 
 
-def _fake_double_backward(v_mu, v_logvar, grad_z, grad_kl, mu, logvar, key, beta, free_bits, first):  # type: ignore[no-untyped-def]
+def _fake_double_backward(v_mu, v_logvar, grad_z, grad_kl, mu, logvar, key, beta, free_bits, first):
     return mu.new_empty(mu.shape), _per_sample(mu), mu.new_empty(mu.shape), logvar.new_empty(mu.shape)
 
 
@@ -49,15 +49,15 @@ reparameterize_kl_double_backward = Operator(
 )
 
 
-def _fake_bernoulli(logits, x, weight, batch_dims):  # type: ignore[no-untyped-def]
+def _fake_bernoulli(logits, x, weight, batch_dims):
     return _per_sample(logits, x, weight, batch_dims=batch_dims)
 
 
-def _fake_bernoulli_backward(grad, logits, x, weight, batch_dims):  # type: ignore[no-untyped-def]
+def _fake_bernoulli_backward(grad, logits, x, weight, batch_dims):
     return logits.new_empty(logits.shape)
 
 
-def _fake_bernoulli_double_backward(grad_grad, grad, logits, x, weight, batch_dims):  # type: ignore[no-untyped-def]
+def _fake_bernoulli_double_backward(grad_grad, grad, logits, x, weight, batch_dims):
     return _per_sample(logits, x, weight, batch_dims=batch_dims), logits.new_empty(logits.shape)
 
 
@@ -86,16 +86,16 @@ def mean_dtype(x: Tensor, mean: Tensor | None) -> torch.dtype:
     return x.dtype if mean is None else torch.promote_types(x.dtype, mean.dtype)
 
 
-def _fake_gaussian(x, mean, logvar, weight, batch_dims):  # type: ignore[no-untyped-def]
+def _fake_gaussian(x, mean, logvar, weight, batch_dims):
     return _per_sample(x, mean, logvar, weight, batch_dims=batch_dims)
 
 
-def _fake_gaussian_backward(grad, x, mean, logvar, weight, batch_dims):  # type: ignore[no-untyped-def]
+def _fake_gaussian_backward(grad, x, mean, logvar, weight, batch_dims):
     by_mean = x.new_empty(x.shape, dtype=mean_dtype(x, mean))
     return by_mean, x.new_empty(0) if logvar is None else logvar.new_empty(x.shape)
 
 
-def _fake_gaussian_double_backward(grad_grad_mean, grad_grad_logvar, grad, x, mean, logvar, weight, batch_dims):  # type: ignore[no-untyped-def]
+def _fake_gaussian_double_backward(grad_grad_mean, grad_grad_logvar, grad, x, mean, logvar, weight, batch_dims):
     first = _per_sample(x, mean, logvar, weight, batch_dims=batch_dims)
     return first, *_fake_gaussian_backward(grad, x, mean, logvar, weight, batch_dims)
 

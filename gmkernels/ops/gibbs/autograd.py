@@ -7,10 +7,10 @@ from . import library
 
 
 @library.rbm_softplus_sum.derivative
-def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _first(needs, saved, constants, grads):
     return (library.rbm_softplus_sum_backward(*grads, *saved, *constants),)
 
 
 @library.rbm_softplus_sum_backward.derivative
-def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _second(needs, saved, constants, grads):
     return library.rbm_softplus_sum_double_backward(*grads, *saved, *constants)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from gmkernels.core.doors import Operator
 
 from . import ais_reference, boltzmann_reference
 
 
-def _fake_gibbs(x, weight, bias, key, beta, clamp, order, sweeps, first, spin):  # type: ignore[no-untyped-def]
+def _fake_gibbs(x, weight, bias, key, beta, clamp, order, sweeps, first, spin):
     return x.new_empty(x.shape)
 
 
-def _fake_recall(x, weight, bias, max_sweeps):  # type: ignore[no-untyped-def]
+def _fake_recall(x, weight, bias, max_sweeps):
     return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.int64)
 
 
-def _fake_ais(  # type: ignore[no-untyped-def]
-    weight, visible_bias, hidden_bias, key, betas, base_bias, reverse_from, chains, first
-) -> Tensor:
+def _fake_ais(weight, visible_bias, hidden_bias, key, betas, base_bias, reverse_from, chains, first):
     return weight.new_empty(chains)
 
 

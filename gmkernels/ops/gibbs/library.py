@@ -10,7 +10,7 @@ from gmkernels.core.doors import Operator
 from . import reference, values
 
 
-def _gibbs(v, weight, visible_bias, hidden_bias, key, beta, clamp, steps, first, gaussian, fixed):  # type: ignore[no-untyped-def]
+def _gibbs(v, weight, visible_bias, hidden_bias, key, beta, clamp, steps, first, gaussian, fixed):
     if values.visible_here(v, weight, visible_bias, hidden_bias, beta):
         values.gibbs("rbm_gibbs", v, weight, visible_bias, hidden_bias, beta, gaussian)
     return reference.rbm_gibbs(
@@ -18,7 +18,7 @@ def _gibbs(v, weight, visible_bias, hidden_bias, key, beta, clamp, steps, first,
     )  # fmt: skip
 
 
-def _conditional(given, weight, bias, key, beta, first, to_visible, gaussian):  # type: ignore[no-untyped-def]
+def _conditional(given, weight, bias, key, beta, first, to_visible, gaussian):
     if values.visible_here(given, weight, bias, beta):
         values.conditional(conditional_name(to_visible), given, weight, bias, beta, gaussian)
     return reference.rbm_conditional(given, weight, bias, key, beta, first, to_visible, gaussian)
@@ -29,11 +29,11 @@ def conditional_name(to_visible: bool) -> str:
     return "rbm_sample_visible" if to_visible else "rbm_sample_hidden"
 
 
-def _fake_gibbs(v, weight, *rest):  # type: ignore[no-untyped-def]
+def _fake_gibbs(v, weight, *rest):
     return v.new_empty(v.shape), v.new_empty(v.shape[0], weight.shape[1])
 
 
-def _fake_conditional(given, weight, bias, *rest):  # type: ignore[no-untyped-def]
+def _fake_conditional(given, weight, bias, *rest):
     return given.new_empty(given.shape[0], bias.shape[0]), given.new_empty(given.shape[0], bias.shape[0])
 
 

@@ -23,16 +23,16 @@ from . import library
 from .reference import alone, spread, together, wide
 
 
-def _bilinear(forward, backward, count):  # type: ignore[no-untyped-def]
+def _bilinear(forward, backward, count):
     """Registers the derivatives of a convolution and of its gradients; ``count`` constants say which it is."""
 
     @forward.derivative
-    def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    def _first(needs, saved, constants, grads):
         found = backward(grads[0], *saved[:2], *constants[:count], *needs, constants[-1])
         return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))
 
     @backward.derivative
-    def _higher(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+    def _higher(needs, saved, constants, grads):
         (grad, x, weight), rule, backend = saved, constants[:count], constants[-1]
         by_x, by_weight, by_bias = constants[count : count + 3]
         u, v, s = grads
@@ -48,7 +48,7 @@ def _bilinear(forward, backward, count):  # type: ignore[no-untyped-def]
         return along_grad, along_x, along_weight
 
 
-def _along_grad(forward, tensors, has, grad, rule):  # type: ignore[no-untyped-def]
+def _along_grad(forward, tensors, has, grad, rule):
     """c(u, w) + c(x, v) + s, of those that there are."""
     (u, v, s, x, weight), (by_x, by_weight, by_bias) = tensors, has
     terms = [forward(u, weight, s if by_bias else None, *rule)] if by_x else []
@@ -61,19 +61,19 @@ _bilinear(library.causal_conv1d, library.causal_conv1d_backward, 1)
 
 
 @library.gated_activation.derivative
-def _gate_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _gate_first(needs, saved, constants, grads):
     by_x = library.gated_activation_backward(grads[0], *saved, *constants)
     return by_x, by_x if needs[1] else None
 
 
 @library.gated_activation_backward.derivative
-def _gate_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _gate_second(needs, saved, constants, grads):
     by_grad, by_x = library.gated_activation_double_backward(grads[0], *saved, *constants)
     return by_grad, by_x, by_x if needs[2] else None
 
 
 @library.gated_masked_conv2d.derivative
-def _gated_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _gated_first(needs, saved, constants, grads):
     *inputs, kept = saved
     *rule, _, backend = constants
     found = library.gated_masked_conv2d_backward(grads[0], kept, *inputs, *rule, *needs, backend)
@@ -81,7 +81,7 @@ def _gated_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def
 
 
 @library.gated_masked_conv2d_backward.derivative
-def _gated_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _gated_second(needs, saved, constants, grads):
     grad, _, *inputs = saved
     *rule, by_x, by_weight, by_bias, by_cond, backend = constants
     # In the wider dtype, because the terms may cancel each other.

@@ -58,15 +58,14 @@ def _gate_kernel(
         tl.store(out_b + (row * ob_b)[:, None] + (outer * ob_o + place)[None, :], by_b, mask=keep)
 
 
-def gate(order: int, *tensors: Tensor | None) -> None:
-    (batch, outer, inner), operands = arrange(*tensors)  # type: ignore[arg-type]
+def gate(order: int, x: Tensor, *others: Tensor | None) -> None:
+    (batch, outer, inner), operands = arrange(x, *others)
     length = outer * inner
     if batch * length == 0:
         return
-    anything = operands[0][0]  # type: ignore[index]  # in the place of what is not used
 
     def pointer(o: Operand) -> Tensor:
-        return anything if o is None else o[0]
+        return x if o is None else o[0]  # anything in the place of what is not used
 
     def strides(o: Operand, count: int) -> tuple[int, ...]:
         return (0,) * count if o is None else o[1][:count]

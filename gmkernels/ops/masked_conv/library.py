@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def like(t: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(shape, dtype=dtype or t.dtype, device=t.device, memory_format=layout)
 
 
-def gradients(x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(x: Tensor, weight: Tensor, needs: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the gradients by x, weight and bias; empty for those that are not needed."""
     by_x, by_weight, by_bias = needs
     return (
@@ -34,11 +36,11 @@ def gradients(x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]) -> tupl
     )
 
 
-def _fake(x, weight, bias, mask_type, channel_groups):  # type: ignore[no-untyped-def]
+def _fake(x, weight, bias, mask_type, channel_groups):
     return like(x, weight.shape[0])
 
 
-def _fake_backward(grad, x, weight, mask_type, channel_groups, by_x, by_weight, by_bias):  # type: ignore[no-untyped-def]
+def _fake_backward(grad, x, weight, mask_type, channel_groups, by_x, by_weight, by_bias):
     return gradients(x, weight, (by_x, by_weight, by_bias))
 
 
@@ -59,11 +61,11 @@ masked_conv2d_backward = Operator(
 )
 
 
-def _fake_causal(x, weight, bias, dilation):  # type: ignore[no-untyped-def]
+def _fake_causal(x, weight, bias, dilation):
     return like(x, weight.shape[0])
 
 
-def _fake_causal_backward(grad, x, weight, dilation, by_x, by_weight, by_bias):  # type: ignore[no-untyped-def]
+def _fake_causal_backward(grad, x, weight, dilation, by_x, by_weight, by_bias):
     return gradients(x, weight, (by_x, by_weight, by_bias))
 
 
@@ -82,15 +84,15 @@ causal_conv1d_backward = Operator(
 )
 
 
-def _fake_gate(x, cond):  # type: ignore[no-untyped-def]
+def _fake_gate(x, cond):
     return like(x, x.shape[1] // 2)
 
 
-def _fake_gate_backward(grad, x, cond):  # type: ignore[no-untyped-def]
+def _fake_gate_backward(grad, x, cond):
     return like(x, x.shape[1])
 
 
-def _fake_gate_double_backward(grad_grad, grad, x, cond):  # type: ignore[no-untyped-def]
+def _fake_gate_double_backward(grad_grad, grad, x, cond):
     return like(x, x.shape[1] // 2), like(x, x.shape[1])
 
 
@@ -123,7 +125,7 @@ def gated_outputs(x: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, Tensor
 
 
 def gated_gradients(
-    x: Tensor, weight: Tensor, cond: Tensor | None, needs: tuple[bool, bool, bool, bool]
+    x: Tensor, weight: Tensor, cond: Tensor | None, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for the gradients by x, weight, bias and condition; empty for those that are not needed."""
     by_cond = x.new_empty(0)
@@ -132,11 +134,11 @@ def gated_gradients(
     return *gradients(x, weight, needs[:3]), by_cond
 
 
-def _fake_gated(x, weight, bias, cond, mask_type, channel_groups, keep):  # type: ignore[no-untyped-def]
+def _fake_gated(x, weight, bias, cond, mask_type, channel_groups, keep):
     return gated_outputs(x, weight, keep)
 
 
-def _fake_gated_backward(grad, kept, x, weight, bias, cond, mask_type, channel_groups, *needs):  # type: ignore[no-untyped-def]
+def _fake_gated_backward(grad, kept, x, weight, bias, cond, mask_type, channel_groups, *needs):
     return gated_gradients(x, weight, cond, needs)
 
 

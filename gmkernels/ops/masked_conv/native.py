@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +41,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[int, 
 
 
 def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor, kernel: tuple[int, ...], needs: tuple[bool, bool, bool]
+    grad: Tensor, x: Tensor, weight: Tensor, kernel: tuple[int, ...], needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     by_x, by_weight, by_bias = gradients(x, weight, needs)
     weight = weight.contiguous()
@@ -82,8 +83,8 @@ def causal_conv1d_backward(
     return _backward(grad, x, weight, (1, weight.shape[2], dilation, 1, _CAUSAL), (by_x, by_weight, by_bias))
 
 
-def _gate(entry: Any, *tensors: Tensor | None) -> None:
-    sizes, operands = arrange(*tensors)  # type: ignore[arg-type]
+def _gate(entry: Any, x: Tensor, *others: Tensor | None) -> None:
+    sizes, operands = arrange(x, *others)
     entry(sizes, *[None if o is None else (o[0].data_ptr(), DTYPES[o[0].dtype], o[1]) for o in operands])
 
 
@@ -141,7 +142,7 @@ def gated_masked_conv2d_backward(
     channel_groups: int,
     *needs: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    by_x, by_weight, by_bias, by_cond = gated_gradients(x, weight, cond, needs)  # type: ignore[arg-type]
+    by_x, by_weight, by_bias, by_cond = gated_gradients(x, weight, cond, needs)
     weight = weight.contiguous()
     _core.gated_conv_backward(
         _sizes(x, weight), _mask(weight, mask_type, channel_groups), DTYPES[x.dtype], _image(x), _image(grad),

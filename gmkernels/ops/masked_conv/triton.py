@@ -11,6 +11,7 @@ centre, where groups of channels see some of the others, is the last of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -220,7 +221,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, rule: _Rule) -> Ten
 
 
 def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor, rule: _Rule, needs: tuple[bool, bool, bool]
+    grad: Tensor, x: Tensor, weight: Tensor, rule: _Rule, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     by_x, by_weight, by_bias = gradients(x, weight, (needs[0], False, False))
     if needs[0]:
@@ -301,7 +302,7 @@ def gated_masked_conv2d_backward(
     _gate(1, channel_groups, kept, cond, grad, by_pre)
     if cond is not None and needs[3]:
         by_cond = by_pre if cond.dim() == 4 else by_pre.sum((2, 3), dtype=torch.float32).to(x.dtype)
-    return *_backward(by_pre, x, weight, _masked(weight, mask_type, channel_groups), needs[:3]), by_cond  # type: ignore[arg-type]
+    return *_backward(by_pre, x, weight, _masked(weight, mask_type, channel_groups), needs[:3]), by_cond
 
 
 def _gate(order: int, groups: int, pre: Tensor, cond: Tensor | None, grad: Tensor | None, out: Tensor) -> None:

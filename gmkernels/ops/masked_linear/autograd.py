@@ -20,7 +20,7 @@ from . import library
 
 
 @library.masked_linear.derivative
-def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _first(needs, saved, constants, grads):
     x, weight, _, seen = saved
     relu, backend = constants
     found = library.masked_linear_backward(grads[0], x, weight, seen, relu, *needs[:3], backend)
@@ -28,7 +28,7 @@ def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
 
 
 @library.masked_linear_backward.derivative
-def _higher(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _higher(needs, saved, constants, grads):
     (grad, x, weight, seen), (relu, by_x, by_weight, by_bias, backend) = saved, constants
     u, v, s = grads
     if by_x and relu:

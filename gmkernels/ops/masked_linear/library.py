@@ -19,11 +19,11 @@ def gradients(x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]) -> tupl
     )
 
 
-def _fake(x, weight, bias, seen, relu):  # type: ignore[no-untyped-def]
+def _fake(x, weight, bias, seen, relu):
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _fake_backward(grad, x, weight, seen, relu, by_x, by_weight, by_bias):  # type: ignore[no-untyped-def]
+def _fake_backward(grad, x, weight, seen, relu, by_x, by_weight, by_bias):
     return gradients(x, weight, (by_x, by_weight, by_bias))
 
 

@@ -14,11 +14,11 @@ from . import library
 
 
 @library.minibatch_discrimination.derivative
-def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _first(needs, saved, constants, grads):
     (m,), (backend,) = saved, constants
     return (library.minibatch_discrimination_backward(grads[0], m, backend),)
 
 
 @library.minibatch_discrimination_backward.derivative
-def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _second(needs, saved, constants, grads):
     return library.minibatch_discrimination_double_backward(grads[0], *saved, *constants)

@@ -30,30 +30,30 @@ def _needed(found: Any, needs: Any) -> tuple[Tensor | None, ...]:
 
 
 @library.mlp.derivative
-def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _first(needs, saved, constants, grads):
     x, *parameters, hidden = saved
     found = library.mlp_backward(grads[0], hidden, x, *parameters, *constants[:-1], _bits(needs), constants[-1])
     return _needed(found, needs)
 
 
 @library.mlp_backward.derivative
-def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _second(needs, saved, constants, grads):
     grad, _, *inputs = saved
     activation, wanted, backend = constants
     if inputs[3] is None and inputs[-1] is None:
         return _second_of_one(needs, grad, inputs, wanted, grads, backend)
 
-    def function(*given: Tensor | None) -> tuple[Tensor]:
+    def function(*given: Any) -> tuple[Tensor]:
         x, *parameters, each = given
         if each is not None:
-            x = reference.paired(x, each, activation)  # type: ignore[arg-type]
-        return (_layer_by_layer(x, parameters, activation, backend),)  # type: ignore[arg-type]
+            x = reference.paired(x, each, activation)
+        return (_layer_by_layer(x, parameters, activation, backend),)
 
     found = _along(function, inputs, [grad], wanted, (needs[0], *needs[2:]), grads)
     return found[0], None, *found[1:]
 
 
-def _second_of_one(needs, grad, inputs, wanted, grads, backend):  # type: ignore[no-untyped-def]
+def _second_of_one(needs, grad, inputs, wanted, grads, backend):
     (x, weight, bias), rest, (u, v, s) = inputs[:3], [None] * (2 * library.LAYERS - 1), grads[:3]
     by_x, by_weight, by_bias = wanted & 1, wanted & 2, wanted & 4 and bias is not None
     along: list[Tensor | None] = [None] * (2 + len(inputs))
@@ -81,7 +81,7 @@ def _layer_by_layer(x: Tensor, parameters: Sequence[Tensor | None], activation: 
 
 
 @library.bernoulli_log_likelihood_mlp.derivative
-def _likelihood_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _likelihood_first(needs, saved, constants, grads):
     z, *parameters, x, slopes, hidden = saved
     activation, backend = constants
     found = library.bernoulli_log_likelihood_mlp_backward(
@@ -95,14 +95,14 @@ def _likelihood_first(needs, saved, constants, grads):  # type: ignore[no-untype
 
 
 @library.bernoulli_log_likelihood_mlp_backward.derivative
-def _likelihood_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _likelihood_second(needs, saved, constants, grads):
     grad, _, _, *inputs = saved
     activation, wanted, backend = constants
 
-    def function(z: Tensor, *given: Tensor | None) -> tuple[Tensor]:
+    def function(z: Tensor, *given: Any) -> tuple[Tensor]:
         *parameters, x = given
-        logits = _judged_together(_layer_by_layer(z, parameters, activation, backend), x)  # type: ignore[arg-type]
-        each = x.unsqueeze(1).expand_as(logits)  # type: ignore[union-attr]
+        logits = _judged_together(_layer_by_layer(z, parameters, activation, backend), x)
+        each = x.unsqueeze(1).expand_as(logits)
         return (gaussian.bernoulli_log_likelihood(logits, each, None, 2, backend).flatten(),)
 
     found = _along(function, inputs, [grad], wanted, (needs[0], *needs[3:]), grads)
@@ -115,7 +115,7 @@ def _judged_together(t: Tensor, x: Tensor) -> Tensor:
 
 
 @library.affine_coupling_mlp.derivative
-def _coupling_first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _coupling_first(needs, saved, constants, grads):
     x, *parameters, hidden = saved
     found = library.affine_coupling_mlp_backward(
         *grads, hidden, x, *parameters, *constants[:-1], _bits(needs), constants[-1]
@@ -124,7 +124,7 @@ def _coupling_first(needs, saved, constants, grads):  # type: ignore[no-untyped-
 
 
 @library.affine_coupling_mlp_backward.derivative
-def _coupling_second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _coupling_second(needs, saved, constants, grads):
     grad_y, grad_logdet, _, *inputs = saved
     split, activation, *how, wanted, backend = constants
 

@@ -52,11 +52,11 @@ def gradients(x: Tensor, parameters: Parameters, needs: int) -> tuple[Tensor, ..
     )
 
 
-def _fake(x, *rest):  # type: ignore[no-untyped-def]
+def _fake(x, *rest):
     return outputs(x, rest[:-2], rest[-2])
 
 
-def _fake_backward(grad, hidden, x, *rest):  # type: ignore[no-untyped-def]
+def _fake_backward(grad, hidden, x, *rest):
     return gradients(x, rest[:-2], rest[-1])
 
 
@@ -77,11 +77,11 @@ mlp_backward = Operator(
 )
 
 
-def _fake_likelihood(z, *rest):  # type: ignore[no-untyped-def]
+def _fake_likelihood(z, *rest):
     return likelihood_outputs(z, rest[:-2])
 
 
-def _fake_likelihood_backward(grad, slopes, hidden, z, *rest):  # type: ignore[no-untyped-def]
+def _fake_likelihood_backward(grad, slopes, hidden, z, *rest):
     return gradients(z, rest[:-3], rest[-1])
 
 
@@ -107,11 +107,11 @@ _COUPLED = f"{_PARAMETERS}, Tensor? norm_log_scale, Tensor? norm_shift"
 _COUPLING = "int split, str activation, str scale_map, float clamp, bool inverse"
 
 
-def _fake_coupling(x, *rest):  # type: ignore[no-untyped-def]
+def _fake_coupling(x, *rest):
     return coupling_outputs(x, rest[:-5])
 
 
-def _fake_coupling_backward(grad, grad_logdet, hidden, x, *rest):  # type: ignore[no-untyped-def]
+def _fake_coupling_backward(grad, grad_logdet, hidden, x, *rest):
     return gradients(x, rest[:-6], rest[-1])
 
 

@@ -4,6 +4,7 @@ floating dtype, differentiable any number of times."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +23,13 @@ def layers(parameters: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor | N
     return [(weight, bias) for weight, bias in pairs if weight is not None]
 
 
-def mlp(x: Tensor, *rest: Tensor | str | None) -> tuple[Tensor]:
+def mlp(x: Tensor, *rest: Any) -> tuple[Tensor]:
     """The output; what kernels keep for backward besides is of no use to autograd."""
     *parameters, each, activation = rest
     if each is not None:
-        x = paired(x, each, activation)  # type: ignore[arg-type]
-    for i, (weight, bias) in enumerate(layers(parameters)):  # type: ignore[arg-type]
-        x = product.linear(ACTIVATIONS[activation](x) if i else x, weight, bias)  # type: ignore[index]
+        x = paired(x, each, activation)
+    for i, (weight, bias) in enumerate(layers(parameters)):
+        x = product.linear(ACTIVATIONS[activation](x) if i else x, weight, bias)
     return (x,)
 
 
@@ -38,27 +39,27 @@ def paired(x: Tensor, each: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation]((x.contiguous().unsqueeze(1) + each.contiguous()).flatten(0, 1))
 
 
-def affine_coupling_mlp(x: Tensor, *rest: Tensor | str | int | float | bool | None) -> tuple[Tensor, Tensor]:
+def affine_coupling_mlp(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """y and the log-determinant."""
     *parameters, norm_log_scale, norm_shift, split, activation, scale_map, clamp, inverse = rest
-    left, right = x.tensor_split((split,), dim=1)  # type: ignore[arg-type]
-    kept, changed = (left, right) if split > 0 else (right, left)  # type: ignore[operator]
-    (params,) = mlp(kept, *parameters, None, activation)  # type: ignore[arg-type]
+    left, right = x.tensor_split((split,), dim=1)
+    kept, changed = (left, right) if split > 0 else (right, left)
+    (params,) = mlp(kept, *parameters, None, activation)
     log_scale, shift = params.chunk(2, dim=1)
-    y, logdet = affine_coupling(changed, log_scale, shift, None, scale_map, clamp, inverse)  # type: ignore[arg-type]
-    whole = torch.cat((kept, y) if split > 0 else (y, kept), dim=1)  # type: ignore[operator]
+    y, logdet = affine_coupling(changed, log_scale, shift, None, scale_map, clamp, inverse)
+    whole = torch.cat((kept, y) if split > 0 else (y, kept), dim=1)
     if norm_log_scale is not None:
-        whole, logdet = normed(whole, logdet, norm_log_scale, norm_shift)  # type: ignore[arg-type]
+        whole, logdet = normed(whole, logdet, norm_log_scale, norm_shift)
     return whole, logdet
 
 
-def bernoulli_log_likelihood_mlp(z: Tensor, *rest: Tensor | str | None) -> tuple[Tensor]:
+def bernoulli_log_likelihood_mlp(z: Tensor, *rest: Any) -> tuple[Tensor]:
     """The log-likelihoods."""
     *parameters, x, activation = rest
     (logits,) = mlp(z, *parameters, None, activation)
-    images = x.shape[0]  # type: ignore[union-attr]
+    images = x.shape[0]
     several = logits.view(images, logits.shape[0] // max(images, 1), logits.shape[1])
-    return (bernoulli_log_likelihood(several, x.unsqueeze(1), None, 2).flatten(),)  # type: ignore[union-attr]
+    return (bernoulli_log_likelihood(several, x.unsqueeze(1), None, 2).flatten(),)
 
 
 def normed(y: Tensor, logdet: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,17 +38,17 @@ class Activation(Rule):
         self.curved = second is not None
         self.fresh = not result
 
-    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, *, dtype, overwrite):
         y = self.inside(h) if overwrite and self.inside is not None and self.result else self.phi(h)
         return y, y if self.result else h
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return (self.slope(a, saved),)
 
-    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t):
         return self.slope(t, saved)
 
-    def bend(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+    def bend(self, p, saved, a, t):
         return (None if self.second is None else self.second(saved) * a * t,)
 
 

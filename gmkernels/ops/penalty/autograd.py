@@ -20,12 +20,12 @@ from . import library
 
 
 @library.norm_penalty.derivative
-def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _first(needs, saved, constants, grads):
     return (library.norm_penalty_backward(grads[0], *saved, *constants),)
 
 
 @library.norm_penalty_backward.derivative
-def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _second(needs, saved, constants, grads):
     (grad, given), (target, one_sided, _) = saved, constants
     # Side by side, so that sums have one order whatever the layout of the inputs; and in float64, because <u, v> and the
     # sum in d/dg may be small differences of large terms.

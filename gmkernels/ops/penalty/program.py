@@ -118,7 +118,7 @@ class Passes:
             )
             if step.overwrite:
                 values[step.inputs[0]] = None
-        return values[program.output]  # type: ignore[no-any-return]
+        return values[program.output]
 
     def backward(self, a: Tensor) -> Tensor | None:
         """The cotangent of the input, for that of the output."""
@@ -135,7 +135,7 @@ class Passes:
                 self.cotangents[i] = a
             for j, term in zip(step.inputs, step.rule.pull(self.params[i], self.saved[i], a), strict=True):
                 _add(found, j, term)
-        return found[0]  # type: ignore[no-any-return]
+        return found[0]
 
     def gradients(self, v: Tensor, wanted: Sequence[Sequence[bool]]) -> list[list[Tensor | None]]:
         """Gradients of ``<v, g>`` by the parameters that are wanted, for each step."""

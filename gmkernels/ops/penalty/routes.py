@@ -291,7 +291,7 @@ def _first_order(call: _Call, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return _passes(call, x, tensors, [False] * len(tensors))[0]
         if not torch.compiler.is_compiling():
-            return FirstOrderPenalty.apply(call, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+            return FirstOrderPenalty.apply(call, x, *tensors)
         needs = [t.requires_grad for t in tensors]
         with torch.no_grad():
             value, found = _passes(call, x, tensors, needs)

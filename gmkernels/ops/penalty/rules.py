@@ -70,21 +70,21 @@ class Linear(Rule):
 
     fresh = True
 
-    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, *, dtype, overwrite):
         weight, bias = p
         h, weight = h.to(dtype or h.dtype), weight.to(dtype or weight.dtype)
         return F.linear(h, weight, None if bias is None else bias.to(h.dtype)), (h, weight)
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return (a.to(saved[1].dtype) @ saved[1],)
 
-    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t):
         return F.linear(t.to(saved[1].dtype), saved[1])
 
-    def weigh(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+    def weigh(self, p, saved, a, t):
         return _rows(a.to(saved[1].dtype)).t() @ _rows(t.to(saved[1].dtype)), None
 
-    def credit(self, p, saved, b):  # type: ignore[no-untyped-def]
+    def credit(self, p, saved, b):
         b = b.to(saved[1].dtype)
         return _rows(b).t() @ _rows(saved[0]), None if p[1] is None else _rows(b).sum(0)
 
@@ -97,7 +97,7 @@ class Convolution(Rule):
     def __init__(self, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any, groups: int):
         self.how = (stride, padding, dilation, transposed, output_padding, groups)
 
-    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, *, dtype, overwrite):
         weight, bias = p
         h, weight = h.to(dtype or h.dtype), weight.to(dtype or weight.dtype)
         if h.dim() == 4 and h.is_cpu:
@@ -114,16 +114,16 @@ class Convolution(Rule):
         )
         return found
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return (self._backward(a, *saved, True, False, False)[0],)
 
-    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t):
         return aten.convolution(t.to(saved[1].dtype), saved[1], None, *self.how)
 
-    def weigh(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+    def weigh(self, p, saved, a, t):
         return self._backward(a, t.to(saved[1].dtype), saved[1], False, True, False)[1], None
 
-    def credit(self, p, saved, b):  # type: ignore[no-untyped-def]
+    def credit(self, p, saved, b):
         bias = p[1] is not None
         found = self._backward(b, *saved, False, True, bias)
         return found[1], found[2] if bias else None
@@ -151,7 +151,7 @@ class Normalise(Rule):
     def _affine(self, p: Sequence[Any], u: Tensor) -> Tensor:
         return u if p[0] is None else u * self._broadcast(p[0], u).to(u.dtype)
 
-    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, *, dtype, overwrite):
         if dtype is not None:
             h = h.float()
         shape = h.shape
@@ -171,16 +171,16 @@ class Normalise(Rule):
         along = (u * t).mean(1, keepdim=True)
         return t - t.mean(1, keepdim=True) - u * along, along
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         u, rate, shape = saved
         a = self._affine(p, a.to(u.dtype)).reshape(u.shape)
         return ((self._project(u, a)[0] * rate).reshape(shape),)
 
-    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t):
         u, rate, shape = saved
         return self._affine(p, (self._project(u, t.to(u.dtype).reshape(u.shape))[0] * rate).reshape(shape))
 
-    def bend(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+    def bend(self, p, saved, a, t):
         u, rate, shape = saved
         w = self._affine(p, a.to(u.dtype)).reshape(u.shape)
         (pw, uw), (pt, ut) = self._project(u, w), self._project(u, t.to(u.dtype).reshape(u.shape))
@@ -190,14 +190,14 @@ class Normalise(Rule):
     def _total(self, p: Tensor, t: Tensor) -> Tensor:
         return t.sum_to_size(self._broadcast(p, t).shape).reshape(p.shape)
 
-    def weigh(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+    def weigh(self, p, saved, a, t):
         if p[0] is None:
             return None, None
         u, rate, shape = saved
         pushed = (self._project(u, t.to(u.dtype).reshape(u.shape))[0] * rate).reshape(shape)
         return self._total(p[0], a * pushed), None
 
-    def credit(self, p, saved, b):  # type: ignore[no-untyped-def]
+    def credit(self, p, saved, b):
         by_weight = None if p[0] is None else self._total(p[0], b * saved[0].reshape(saved[2]))
         return by_weight, None if p[1] is None else self._total(p[1], b)
 
@@ -207,26 +207,26 @@ class Scale(Rule):
 
     fresh = True
 
-    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, *, dtype, overwrite):
         y = h if p[0] is None else h * p[0]
         y = y if p[1] is None else y + p[1]
         if y.shape[0] != h.shape[0]:
             raise ValueError("a constant of the critic has more samples than its input")
         return y.clone() if y is h else y, h
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return ((a if p[0] is None else a * p[0]).sum_to_size(saved.shape),)
 
-    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t):
         t = t if p[0] is None else t * p[0]
         return (
             t if p[1] is None or not isinstance(p[1], Tensor) else t.expand(torch.broadcast_shapes(t.shape, p[1].shape))
         )
 
-    def weigh(self, p, saved, a, t):  # type: ignore[no-untyped-def]
+    def weigh(self, p, saved, a, t):
         return (a * t).sum_to_size(p[0].shape) if isinstance(p[0], Tensor) else None, None
 
-    def credit(self, p, saved, b):  # type: ignore[no-untyped-def]
+    def credit(self, p, saved, b):
         by_factor = (b * saved).sum_to_size(p[0].shape) if isinstance(p[0], Tensor) else None
         return by_factor, b.sum_to_size(p[1].shape) if isinstance(p[1], Tensor) else None
 
@@ -239,13 +239,13 @@ class Sum(Rule):
     def __init__(self, sign: float) -> None:
         self.sign = sign
 
-    def value(self, p, h, k, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, k, *, dtype, overwrite):
         return torch.add(h, k, alpha=self.sign), (h.shape, k.shape)
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return a.sum_to_size(saved[0]), (a if self.sign == 1 else a * self.sign).sum_to_size(saved[1])
 
-    def push(self, p, saved, t, s):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t, s):
         return torch.add(t, s, alpha=self.sign)
 
 
@@ -255,17 +255,17 @@ class Product(Rule):
     curved = True
     fresh = True
 
-    def value(self, p, h, k, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, k, *, dtype, overwrite):
         return h * k, (h, k)
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         h, k = saved
         return (a * k).sum_to_size(h.shape), (a * h).sum_to_size(k.shape)
 
-    def push(self, p, saved, t, s):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t, s):
         return t * saved[1] + s * saved[0]
 
-    def bend(self, p, saved, a, t, s):  # type: ignore[no-untyped-def]
+    def bend(self, p, saved, a, t, s):
         return (a * s).sum_to_size(saved[0].shape), (a * t).sum_to_size(saved[1].shape)
 
 
@@ -275,14 +275,14 @@ class Reshape(Rule):
     def __init__(self, shape: Callable[..., Sequence[int]]) -> None:
         self.shape = shape
 
-    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, *, dtype, overwrite):
         shape = self.shape(h, *p)
         return h.reshape(shape), (h.shape, shape)
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return (a.reshape(saved[0]),)
 
-    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t):
         return t.reshape(saved[1])
 
 
@@ -290,13 +290,13 @@ class Concatenate(Rule):
     def __init__(self, dim: int) -> None:
         self.dim = dim
 
-    def value(self, p, *h, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, *h, dtype, overwrite):
         return torch.cat(h, self.dim), [t.shape[self.dim] for t in h]
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return a.split(saved, self.dim)
 
-    def push(self, p, saved, *t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, *t):
         return torch.cat(t, self.dim)
 
 
@@ -306,13 +306,13 @@ class Map(Rule):
     def __init__(self, forward: Callable[[Tensor], Tensor], back: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.forward, self.back = forward, back
 
-    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, *, dtype, overwrite):
         return self.forward(h), h
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return (self.back(a.to(saved.dtype), saved),)
 
-    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t):
         return self.forward(t)
 
 
@@ -324,15 +324,15 @@ class Dropout(Rule):
     def __init__(self, rate: float, whole_channels: bool) -> None:
         self.rate, self.whole_channels = rate, whole_channels
 
-    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, *, dtype, overwrite):
         ones = h.new_ones(*h.shape[:2], *[1] * (h.dim() - 2)) if self.whole_channels else torch.ones_like(h)
         mask = F.dropout(ones, self.rate)
         return h * mask, mask
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return (a * saved,)
 
-    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t):
         return t * saved
 
 
@@ -342,12 +342,12 @@ class MaxPool(Rule):
     def __init__(self, how: Sequence[Any]) -> None:
         self.how = tuple(how)  # kernel, stride, padding, dilation, ceil
 
-    def value(self, p, h, *, dtype, overwrite):  # type: ignore[no-untyped-def]
+    def value(self, p, h, *, dtype, overwrite):
         y, at = aten.max_pool2d_with_indices(h, *self.how)
         return y, (h, at)
 
-    def pull(self, p, saved, a):  # type: ignore[no-untyped-def]
+    def pull(self, p, saved, a):
         return (aten.max_pool2d_with_indices_backward(a.to(saved[0].dtype), saved[0], *self.how, saved[1]),)
 
-    def push(self, p, saved, t):  # type: ignore[no-untyped-def]
+    def push(self, p, saved, t):
         return t.flatten(2).gather(2, saved[1].flatten(2)).reshape(saved[1].shape)

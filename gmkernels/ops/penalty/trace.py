@@ -215,7 +215,7 @@ class _Reader:
         if build is None or len(node.args) != 1 or node.kwargs:
             raise Unsupported("has no rule")
         pieces = [(rule, tuple(p.of(_path(node)) for p in params)) for rule, params in build(m)]
-        self.add(node, pieces, node.args[0])  # type: ignore[arg-type]
+        self.add(node, pieces, cast("fx.Node", node.args[0]))
 
     def join(self, node: fx.Node, tensors: Any, dim: Any = 0) -> None:
         if not all(isinstance(t, fx.Node) and t in self.active for t in tensors):
@@ -238,7 +238,7 @@ class _Reader:
         self.add(node, [(rules.Map(lambda h: h[index], back), ())], source)
 
     def arithmetic(self, node: fx.Node, kind: str) -> None:
-        left, right = node.args
+        left, right = cast("tuple[Any, Any]", node.args)
         if isinstance(left, fx.Node) and isinstance(right, fx.Node) and left in self.active and right in self.active:
             rule = {"add": rules.Sum(1.0), "sub": rules.Sum(-1.0), "mul": rules.Product()}.get(kind)
             if rule is None:
@@ -250,12 +250,12 @@ class _Reader:
         if kind in ("add", "mul"):
             params = (None, constant) if kind == "add" else (constant, None)
         elif kind == "sub" and (number or not leads):
-            params = (None, -other) if leads else (-1.0, constant)  # type: ignore[operator]
+            params = (None, -other) if leads else (-1.0, constant)
         elif kind == "div" and number and leads:
-            params = (1.0 / other, None)  # type: ignore[operator]
+            params = (1.0 / other, None)
         else:
             raise Unsupported("has no rule")
-        return self.add(node, [(rules.Scale(), params)], branch)  # type: ignore[arg-type]
+        return self.add(node, [(rules.Scale(), params)], branch)
 
 
 def _changed(m: nn.Module) -> bool:

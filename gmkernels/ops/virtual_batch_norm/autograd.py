@@ -17,11 +17,11 @@ from . import library
 
 
 @library.virtual_batch_norm.derivative
-def _first(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _first(needs, saved, constants, grads):
     x, mean, var, weight, _ = saved
     return library.virtual_batch_norm_backward(grads[0], x, mean, var, weight, *constants)
 
 
 @library.virtual_batch_norm_backward.derivative
-def _second(needs, saved, constants, grads):  # type: ignore[no-untyped-def]
+def _second(needs, saved, constants, grads):
     return library.virtual_batch_norm_double_backward(*grads, *saved, *constants)

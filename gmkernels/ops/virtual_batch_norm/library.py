@@ -16,15 +16,15 @@ def planes(t: Tensor) -> Tensor:
     return t if t.dim() == 3 else t.reshape(*t.shape[:2], math.prod(t.shape[2:]))
 
 
-def _fake(x, mean, var, weight, bias, own, eps):  # type: ignore[no-untyped-def]
+def _fake(x, mean, var, weight, bias, own, eps):
     return x.new_empty(x.shape)
 
 
-def _fake_backward(grad, x, mean, var, weight, own, eps):  # type: ignore[no-untyped-def]
+def _fake_backward(grad, x, mean, var, weight, own, eps):
     return (x.new_empty(x.shape), *_channels(mean, 4))
 
 
-def _fake_double_backward(v_x, v_mean, v_var, v_weight, v_bias, grad, x, mean, var, weight, own, eps):  # type: ignore[no-untyped-def]
+def _fake_double_backward(v_x, v_mean, v_var, v_weight, v_bias, grad, x, mean, var, weight, own, eps):
     return (x.new_empty(x.shape), x.new_empty(x.shape), *_channels(mean, 3))
 
 

@@ -68,7 +68,7 @@ class Block(nn.Module):
         for chain in chains:
             names, width = [], inputs
             for part in chain:
-                fork: tuple[Step, ...] = part if isinstance(part[0], tuple) else (part,)  # type: ignore[assignment]
+                fork: tuple[Step, ...] = part if isinstance(part[0], tuple) else (part,)
                 for name, channels, kernel, stride in fork:
                     self.add_module(name, Convolution(width, channels, kernel, stride))
                 names.append(tuple(step[0] for step in fork))

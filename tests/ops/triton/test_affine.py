@@ -36,7 +36,7 @@ MAPS = [(name, clamp) for name, clamp in reference.SCALE_MAPS.items()]
 MAPS += [("exp", 1.25), ("sigmoid", 1e-3), ("reciprocal_sigmoid", 1e-3), ("softplus", 3.0)]
 
 
-def triple(*shape: int, dtype: torch.dtype = torch.float32, parameters: torch.dtype | None = None):  # type: ignore[no-untyped-def]
+def triple(*shape: int, dtype: torch.dtype = torch.float32, parameters: torch.dtype | None = None):
     kinds = (dtype, parameters or dtype, parameters or dtype)
     return [draw(*shape, seed=n, dtype=kind) for n, kind in enumerate(kinds)]
 
