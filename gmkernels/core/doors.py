@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import backends as _backends
 
@@ -37,13 +38,22 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _forward_ad = torch.autograd.forward_ad
 _unpack_dual = torch._VF._unpack_dual
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 _compiling = torch.compiler.is_compiling
+_tracing = torch.jit.is_tracing
 _grad_enabled = torch.is_grad_enabled
 
 
 def transforming() -> bool:
     """True inside a ``torch.func`` transform (vmap, grad, jvp, ...) or a level of forward-mode AD."""
     return not _compiling() and (_functorch_active() or _forward_ad._current_level >= 0)
+
+
+class _Dispatched(TorchDispatchMode):
+    """Changes nothing but the door that operators take."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 class _Node(torch.autograd.Function):
@@ -65,7 +75,15 @@ class _Node(torch.autograd.Function):
         op, _, constants, backend = ctx.call
         if op.vjp is None:
             raise NotImplementedError(f"{op.name} cannot be differentiated again: {op.family} is twice differentiable")
-        return (None, *op.vjp(ctx.needs_input_grad[1:], ctx.saved_tensors, (*constants, backend), grads))
+        given = ctx.needs_input_grad[1:], ctx.saved_tensors, (*constants, backend), grads
+        try:
+            return (None, *op.vjp(*given))
+        except RuntimeError:
+            if not any(g is not None and _legacy_batched(g) for g in grads):
+                raise
+        # Many cotangents at once (is_grads_batched, vectorize): the dispatcher takes them one by one.
+        with _Dispatched():
+            return (None, *op.vjp(*given))
 
 
 # Function.apply without its look at transforms of torch.func, which the eager door has had: a tenth of a small call.
@@ -151,11 +169,16 @@ class Operator:
                 backend = self._resolve(args, backend)
             if backend == "reference":
                 return self.reference(*args)
-        launch = self._launchers.get(backend) or self.launcher(backend)
-        if _grad_enabled():
-            for t in tensors:
-                if t is not None and t.requires_grad:
-                    return _record((self, launch, args[self.tensors :], backend), *tensors)
+        launch, recorded = self._launchers.get(backend) or self.launcher(backend), False
+        for t in tensors:
+            if t is not None:
+                if t.is_neg():  # its memory holds the opposite numbers, which the dispatcher puts right
+                    return self._unusual(*args, backend)
+                recorded = recorded or t.requires_grad
+        if recorded and _grad_enabled():
+            return _record((self, launch, args[self.tensors :], backend), *tensors)
+        if _tracing():
+            return self._unusual(*args, backend)
         return launch(*args) if self.shown is None else launch(*args)[: self.shown]
 
     def _settle_cpu_default(self, args: Sequence[Any]) -> str:

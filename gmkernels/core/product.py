@@ -5,6 +5,7 @@ Not under ``torch.compile`` and ``torch.func``, which have to see an ordinary pr
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .doors import transforming
+
+
+def no_autocast(t: Tensor) -> AbstractContextManager[Any]:
+    """Autocast switched off for a tensor's device; the meta device has none."""
+    return nullcontext() if t.is_meta else torch.autocast(t.device.type, enabled=False)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -27,7 +33,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return F.linear(x, weight, bias)
 
     @staticmethod

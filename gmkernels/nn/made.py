@@ -27,7 +27,31 @@ def _visible(weight: Tensor, seen: Tensor, columns: Tensor | None) -> Tensor:
     return weight.masked_fill(rank >= seen[:, None], 0.0)
 
 
-class MaskedLinear(nn.Module):
+class _Fixed(nn.Module):
+    """Buffers that follow from a module's arguments, so that they are right after a time on the meta device too, from
+    where ``to_empty`` brings what happened to be in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fixed: dict[str, Tensor] = {}
+
+    def _fix(self, name: str, value: Tensor | None, device: Any, persistent: bool = False) -> None:
+        if value is None:
+            return self.register_buffer(name, None)
+        self._fixed[name] = value
+        held = torch.empty(value.shape, dtype=value.dtype, device=device).copy_(value)
+        self.register_buffer(name, held, persistent=persistent)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for name, value in self._fixed.items():
+            held = self.get_buffer(name)
+            if type(held) is Tensor and not held.is_meta:
+                held.copy_(value)
+        return self
+
+
+class MaskedLinear(_Fixed):
     """A linear layer in which output o sees input i only if ``in_degree[i] <= out_degree[o]``.
 
     The same as :func:`gmkernels.masked_linear`, but that the degrees are looked at once.
@@ -62,9 +86,9 @@ class MaskedLinear(nn.Module):
         before, after = (torch.as_tensor(d, dtype=torch.int64, device="cpu") for d in (in_degree, out_degree))
         self.strict, self.relu, self.backend = strict, relu, backend
         columns, seen = staircase(before, after, strict)
-        ascending = torch.equal(columns, torch.arange(len(columns)))
-        self.register_buffer("seen", seen.to(device), persistent=False)
-        self.register_buffer("columns", None if ascending else columns.to(device), persistent=False)
+        ascending = torch.equal(columns, torch.arange(len(columns), device="cpu"))
+        self._fix("seen", seen, device)
+        self._fix("columns", None if ascending else columns, device)
         self.weight = nn.Parameter(torch.empty(len(after), len(before), device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(len(after), device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
@@ -78,7 +102,7 @@ class MaskedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         outputs, inputs = self.weight.shape
-        return f"{inputs}, {outputs}, {int(self.seen.sum())} of {inputs * outputs} weights"
+        return f"{inputs}, {outputs}, {int(self._fixed['seen'].sum())} of {inputs * outputs} weights"
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.weight.shape[1]:
@@ -97,7 +121,7 @@ class MaskedLinear(nn.Module):
         return F.linear(x, _visible(self.weight, self.seen, self.columns), self.bias)
 
 
-class MADE(nn.Module):
+class MADE(_Fixed):
     """A masked autoencoder (M. Germain et al., "MADE: masked autoencoder for distribution estimation", 2015).
 
     Output d is a function of the features of lower degree than d's (and of the context). Features have the degrees 1 to D;
@@ -160,16 +184,16 @@ class MADE(nn.Module):
         self.network = Made(features, tuple(hidden), residual)
         generator = torch.Generator().manual_seed(seed)
         ranked = _order(features, order, generator)
-        ascending = torch.equal(ranked, torch.arange(1, features + 1))
-        self.register_buffer("places", None if ascending else torch.argsort(ranked).to(device), persistent=False)
-        self.register_buffer("ranks", None if ascending else (ranked - 1).to(device), persistent=False)
+        ascending = torch.equal(ranked, torch.arange(1, features + 1, device="cpu"))
+        self._fix("places", None if ascending else torch.argsort(ranked), device)
+        self._fix("ranks", None if ascending else ranked - 1, device)
         self.order = tuple(ranked.tolist())
-        self.register_buffer("feature_degrees", ranked.to(device))
+        self._fix("feature_degrees", ranked, device, persistent=True)
         layers = _degrees(features, hidden, hidden_degrees, generator, 0 if contexts else min(1, features - 1))
         self.degrees = tuple(tuple(d.tolist()) for d in layers)
-        self.register_buffer("hidden_degrees", torch.cat(layers).to(device))
+        self._fix("hidden_degrees", torch.cat(layers), device, persistent=True)
 
-        inputs, last = torch.arange(1, features + 1), len(hidden)
+        inputs, last = torch.arange(1, features + 1, device="cpu"), len(hidden)
         self.layers = nn.ModuleList(
             MaskedLinear(
                 inputs if start < 0 else layers[start],
@@ -303,13 +327,15 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _order(features: int, order: Sequence[int] | Tensor | str | None, generator: torch.Generator) -> Tensor:
-    natural = torch.arange(1, features + 1)
+    natural = torch.arange(1, features + 1, device="cpu")
     if order is None:
         return natural
     if isinstance(order, str):
         if order not in ("reversed", "random"):
             raise ValueError(f"MADE: order must be degrees, 'reversed' or 'random', got {order!r}")
-        return natural.flip(0) if order == "reversed" else torch.randperm(features, generator=generator) + 1
+        return (
+            natural.flip(0) if order == "reversed" else torch.randperm(features, generator=generator, device="cpu") + 1
+        )
     found = torch.as_tensor(order, dtype=torch.int64, device="cpu")
     if found.shape != (features,):
         raise ValueError(f"MADE: order must have {features} degrees, got shape {tuple(found.shape)}")
@@ -326,13 +352,13 @@ def _degrees(
 ) -> list[Tensor]:
     """Of each hidden layer, ascending, from ``least`` on."""
     if given is None:
-        return [least + torch.arange(width) * (features - least) // width for width in hidden]
+        return [least + torch.arange(width, device="cpu") * (features - least) // width for width in hidden]
     if isinstance(given, str):
         if given != "random":
             raise ValueError(f"MADE: hidden_degrees must be degrees for each layer or 'random', got {given!r}")
         found = []
         for width in hidden:
-            found.append(torch.randint(least, features, (width,), generator=generator).sort().values)
+            found.append(torch.randint(least, features, (width,), generator=generator, device="cpu").sort().values)
             least = int(found[-1][0])
         return found
     if len(given) != len(hidden):

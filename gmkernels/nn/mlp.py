@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from gmkernels.ops.mlp import mlp, reference
 from gmkernels.ops.mlp.library import LAYERS
@@ -25,10 +26,10 @@ class MLP(nn.Module):
 
     Its parameters are those of the ``torch.nn.Linear`` layers in ``layers``, initialised as these are. As the conditioner
     of an :class:`AffineCoupling` with ``split``, and without a context, it becomes part of one operator with the coupling.
-    With dropout in training, on a GPU, where the products are all that counts, and under autocast it runs its
-    ``torch.nn.Linear`` layers one by one.
+    With dropout in training, on a GPU, where the products are all that counts, under autocast, for ``x`` of other than two
+    dimensions and where a layer has hooks it runs its ``torch.nn.Linear`` layers one by one.
 
-    ``forward(x, context=None)`` puts the context (batch, contexts), counted in ``inputs``, behind ``x``.
+    ``forward(x, context=None)`` takes ``x`` (..., inputs) to (..., outputs); it puts the context (batch, contexts), counted in ``inputs``, behind ``x``.
     """
 
     def __init__(
@@ -60,12 +61,12 @@ class MLP(nn.Module):
 
     def fused(self, x: Tensor, backend: str) -> bool:
         """Whether an operator of ``backend`` around all layers does on ``x`` what this module would."""
-        plain = type(self).forward is MLP.forward and not (self._forward_hooks or self._forward_pre_hooks)
+        plain = type(self).forward is MLP.forward and not _watched(self)
         return plain and self.backend == backend and len(self.layers) <= LAYERS and self._fast(x)
 
     def _fast(self, x: Tensor) -> bool:
         drops = self.dropout > 0 and self.training
-        if not x.is_cpu or drops or torch.is_autocast_enabled("cpu"):
+        if not x.is_cpu or x.dim() != 2 or drops or torch.is_autocast_enabled("cpu") or _has_any_global_hook():
             return False
         return all(_plain(layer) for layer in self.layers._modules.values())
 
@@ -96,8 +97,10 @@ class MLP(nn.Module):
 
 def _plain(layer: nn.Module | None) -> bool:
     """Whether a layer is what it was made as: not parametrised, pruned, quantised, wrapped or watched."""
-    return (
-        type(layer) is nn.Linear
-        and "weight" in layer._parameters
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
-    )
+    return type(layer) is nn.Linear and "weight" in layer._parameters and not _watched(layer)
+
+
+def _watched(m: nn.Module) -> bool:
+    """Whether calling a module does more than its class says: it has hooks, or a forward method of its own."""
+    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+    return bool(hooks) or "forward" in m.__dict__

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gmkernels.core.doors import transforming
+
 from .mlp import MLP
 
 Grads = dict[Tensor, Tensor]
@@ -34,7 +36,7 @@ class Reversible(nn.Module):
         steps: modules with ``forward(x, context) -> (y, logdet)`` and ``inverse(y, context) -> (x, logdet)``. A step whose
             forward is not a function of its input alone, such as batch normalisation in training, also has ``used``, the
             tensors of its last forward that inverting it takes; ``undo(y, used, context) -> x``; and ``replay(x, context)``,
-            its forward without side effects. Dropout inside a step is replayed with the numbers it had.
+            its forward without side effects. What a step draws from PyTorch's generators is drawn again.
         fewest: with fewer steps than this, ordinary autograd: there is little to save.
         tolerance: relative drift from which on the gradient is computed the ordinary way.
 
@@ -57,7 +59,8 @@ class Reversible(nn.Module):
         return f"fewest={self.fewest}, tolerance={self.tolerance}"
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if len(self.steps) < max(self.fewest, 1) or not torch.is_grad_enabled():
+        plain = not torch.is_grad_enabled() or transforming() or x.is_meta
+        if plain or len(self.steps) < max(self.fewest, 1):
             return self._run(x, context)
         return self._reversibly(x, context)
 
@@ -105,10 +108,13 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, chain: Reversible, x: Tensor, context: Tensor | None, *parameters: Tensor) -> Any:
         y, total, ctx.memory = x, _no_change(x), []
+        # Saved for backward too, which tells whether they were changed since; hooks may hand back other tensors.
+        ctx.places, ctx.parameters = _places(chain), parameters
         for step in chain.steps:
-            random = _Random.now(x) if _draws(step) else None
+            random = _Random.now(x) if _may_draw(step, x) else None
             y, logdet = _call(step, y, context)
-            ctx.memory.append((getattr(step, "used", ()), random))
+            drew = random is not None and random != _Random.now(x)
+            ctx.memory.append((getattr(step, "used", ()), random if drew else None))
             total = total + logdet
         ctx.chain, ctx.autocast = chain, _Autocast(x.device.type)
         ctx.modes = [(module, module.training) for module in chain.modules()]
@@ -117,11 +123,11 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_logdet: Tensor) -> Any:
-        x, y, context, *parameters = ctx.saved_tensors
+        (x, y, context, *_), parameters = ctx.saved_tensors, ctx.parameters
         inputs = [t for t in (x, context, *parameters) if t is not None and t.requires_grad]
         grads: Grads | None = None
         if not torch.is_grad_enabled():
-            with ctx.autocast.again(), _training(ctx.modes):
+            with ctx.autocast.again(), _training(ctx.modes), _installed(ctx.places):
                 grads = _reverse(ctx.chain, ctx.memory, x, y, context, grad_y, grad_logdet)
         if grads is None:
             grads = _directly(ctx, inputs, x, context, (grad_y, grad_logdet))
@@ -186,7 +192,7 @@ def pull(outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Te
 def _directly(ctx: Any, inputs: list[Tensor], x: Tensor, context: Tensor | None, grads: tuple[Tensor, Tensor]) -> Grads:
     """Gradients by ordinary autograd from the chain's input, differentiable again if the caller asks for that."""
     differentiable = torch.is_grad_enabled()
-    with torch.enable_grad(), ctx.autocast.again(), _training(ctx.modes):
+    with torch.enable_grad(), ctx.autocast.again(), _training(ctx.modes), _installed(ctx.places):
         if not differentiable:
             x = x.detach().requires_grad_(x.requires_grad)
         total, y = _no_change(x), x
@@ -212,7 +218,11 @@ def _no_change(x: Tensor) -> Tensor:
     return x.new_zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _draws(step: nn.Module) -> bool:
+def _may_draw(step: nn.Module, x: Tensor) -> bool:
+    """Whether to look at the generators' state around a step: always, but while a graph of CUDA is captured, which
+    forbids it; there at the layers that are known to draw."""
+    if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return True
     dropouts = (nn.modules.dropout._DropoutNd, nn.RReLU)
     return any(m.training and (isinstance(m, dropouts) or isinstance(m, MLP) and m.dropout > 0) for m in step.modules())
 
@@ -228,6 +238,11 @@ class _Random:
         there = torch.cuda.get_rng_state(x.device) if x.is_cuda else None
         return cls(torch.get_rng_state(), x.device, there)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Random) or not torch.equal(self.cpu, other.cpu):
+            return False
+        return self.there is None or other.there is not None and torch.equal(self.there, other.there)
+
 
 @contextmanager
 def _restored(random: _Random | None) -> Iterator[None]:
@@ -239,6 +254,28 @@ def _restored(random: _Random | None) -> Iterator[None]:
         if random.there is not None:
             torch.cuda.set_rng_state(random.there, random.device)
         yield
+
+
+_Places = list[tuple[dict[str, Any], str, Tensor]]
+
+
+def _places(chain: nn.Module) -> _Places:
+    """Where every parameter and buffer is held, and which."""
+    held = [d for m in chain.modules() for d in (m._parameters, m._buffers)]
+    return [(d, name, t) for d in held for name, t in d.items() if t is not None]
+
+
+@contextmanager
+def _installed(places: _Places) -> Iterator[None]:
+    """The parameters and buffers of the forward pass, which torch.func.functional_call lends for its time alone."""
+    changed = [(held, name, held[name], t) for held, name, t in places if held.get(name) is not t]
+    for held, name, _, t in changed:
+        held[name] = t
+    try:
+        yield
+    finally:
+        for held, name, own, _ in changed:
+            held[name] = own
 
 
 @contextmanager

@@ -247,6 +247,68 @@ def test_vmap_through_torch_ops_is_right_or_raises(row: OperatorRow, backend: st
         assert all(torch.equal(a[i], b) for a, b in zip(mapped, _flat(func(stack[i], *args[1:])), strict=True))
 
 
+def _recorded(row: OperatorRow, case: Case, backend: str):
+    """The outputs of a call, those with a gradient, and the inputs to which it goes."""
+    tensors = {n: t.detach() for n, t in case.tensors.items()}
+    inputs = [tensors[n].requires_grad_() for n in row.differentiable if row.order and n in tensors]
+    out = [t for t in row.call(Case(tensors, case.constants), backend) if t is not None]
+    return out, [t for t in out if t.requires_grad], inputs
+
+
+def _negated_twice(t: torch.Tensor) -> torch.Tensor:
+    """The same numbers over memory that holds their opposites, as the imaginary part of a conjugate has them."""
+    if not t.is_floating_point():
+        return t
+    found = torch.complex(torch.zeros_like(t), -t).conj().imag
+    assert found.is_neg() and torch.equal(found, t)
+    return found
+
+
+@params(reference=False, one_of_each=True, interpreted=True)
+def test_numbers_whose_sign_waits_to_be_changed(row: OperatorRow, backend: str) -> None:
+    results = []
+    for view in (torch.clone, _negated_twice):
+        case = on(backend, row.case(row.sizes[0])).map(view)
+        out, live, inputs = _recorded(row, case, backend)
+        grads = (
+            torch.autograd.grad(live, inputs, [view(t.detach() + 1) for t in live], allow_unused=True) if live else ()
+        )
+        results.append([t for t in (*out, *grads) if t is not None])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@params(lambda row: row.order, reference=False, one_of_each=True, interpreted=True)
+def test_many_cotangents_at_once(row: OperatorRow, backend: str) -> None:
+    case = on(backend, row.case(row.sizes[0]))
+    _, live, inputs = _recorded(row, case, backend)
+
+    def gradients(cotangents: list[torch.Tensor], **how: bool) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(live, inputs, cotangents, retain_graph=True, materialize_grads=True, **how)
+
+    each = [[scale * torch.ones_like(t) for t in live] for scale in (1.0, -0.5)]
+    together = gradients([torch.stack(pair) for pair in zip(*each, strict=True)], is_grads_batched=True)
+    for i, cotangents in enumerate(each):
+        for batched, alone in zip(together, gradients(cotangents), strict=True):
+            assert torch.equal(batched[i], alone)
+
+
+@params(lambda row: row.order, reference=False, one_of_each=True)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_records_the_operator(row: OperatorRow, backend: str) -> None:
+    case = on(backend, row.case(row.sizes[0]))
+    names = list(case.tensors)
+
+    def run(*tensors: torch.Tensor):
+        return tuple(row.call(Case(dict(zip(names, tensors, strict=True)), case.constants), backend))
+
+    given = tuple(case.tensors.values())
+    with torch.no_grad():
+        traced = torch.jit.trace(run, given, check_trace=False)
+        for a, b in zip(traced(*given), run(*given), strict=True):
+            assert torch.equal(a, b)
+
+
 @params(one_of_each=True, reference=False)
 def test_deepcopy_and_data_parallel_style_calls(row: OperatorRow, backend: str) -> None:
     """Parameters go through the eager door like tensors do."""

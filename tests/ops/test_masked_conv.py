@@ -114,6 +114,8 @@ def test_causal_convolution_is_a_convolution_of_what_came_before(backend, dilati
     expected = conv1d(pad(x, (2 * dilation, 0)), weight, bias, dilation=dilation)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
     before = gmk.causal_conv1d(x[..., :20], weight, bias, dilation=dilation, backend=backend)
+    endless = gmk.causal_conv1d(x, weight, bias, dilation=2**63 + dilation, backend=backend)
+    torch.testing.assert_close(endless, gmk.causal_conv1d(x, weight[:, :, 2:], bias, backend=backend))
     torch.testing.assert_close(before, y[..., :20], rtol=1e-12, atol=1e-12)
 
 

@@ -116,3 +116,24 @@ def test_autocast_lowers_the_layer_like_any_linear() -> None:
         low = layer(x)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), layer(x), rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("degrees", [[1, 2, 3, 4, 5], [3, 1, 5, 2, 4]])
+def test_a_layer_made_without_memory_knows_its_mask_when_it_has_some(degrees: list[int]) -> None:
+    made, x = gmk.nn.MaskedLinear(degrees, degrees), torch.randn(3, 5)
+    late = torch.nn.utils.skip_init(gmk.nn.MaskedLinear, degrees, degrees)
+    with torch.device("meta"):
+        later = gmk.nn.MaskedLinear(degrees, degrees)
+        assert later(torch.randn(3, 5)).shape == (3, 5)
+    for layer in (late, later.to_empty(device="cpu")):
+        layer.load_state_dict(made.state_dict())
+        assert torch.equal(layer(x), made(x))
+
+
+def test_a_network_made_without_memory_knows_its_order_when_it_has_some() -> None:
+    made, x = gmk.nn.MADE(5, [7, 7], order="random"), torch.randn(3, 5)
+    with torch.device("meta"):
+        later = gmk.nn.MADE(5, [7, 7], order="random")
+        assert later(torch.randn(3, 5)).shape == made(x).shape
+    later.to_empty(device="cpu").load_state_dict(made.state_dict())
+    assert torch.equal(later(x), made(x))

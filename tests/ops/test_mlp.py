@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import hypothesis
 import pytest
@@ -278,7 +279,7 @@ def test_layers_that_are_not_plain_run_as_what_they_are() -> None:
     before = normed(x)
     normed.layers[0].weight_g.data.mul_(5)
     wrapped.layers[0] = Louder(3, 8)
-    seen: list[int] = []
+    seen: list[Any] = []
     watched.layers[1].register_forward_hook(lambda *_: seen.append(1))
     for net in (pruned, normed, wrapped, watched):
         for _ in range(2):
@@ -286,8 +287,24 @@ def test_layers_that_are_not_plain_run_as_what_they_are() -> None:
         torch.testing.assert_close(net(x), _sequential(net)(x))
     assert not torch.allclose(normed(x), before)
     assert seen
-    calls: list[int] = []
-    net = MLP(2, [8], 4)
-    net.register_forward_hook(lambda *_: calls.append(1))
-    AffineCoupling(net, split=2)(torch.randn(3, 4))
-    assert calls
+    x = torch.randn(3, 4, requires_grad=True)
+    for watch in ("register_forward_hook", "register_full_backward_hook", "register_full_backward_pre_hook"):
+        for of in (lambda net: net, lambda net: net.layers[0]):
+            calls: list[int] = []
+            net = MLP(2, [8], 4)
+            getattr(of(net), watch)(lambda *_, calls=calls: calls.append(1))
+            AffineCoupling(net, split=2)(x)[0].sum().backward()
+            assert calls == [1]
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(type(m)))
+    net(torch.randn(3, 2))
+    handle.remove()
+    assert seen[-3:] == [nn.Linear, nn.Linear, MLP]
+    net.layers[0].forward = lambda x: x.repeat(1, 4)
+    torch.testing.assert_close(net(x[:, :2]), net.layers[1](torch.relu(x[:, :2].repeat(1, 4))))
+    net.forward = lambda x: torch.zeros(3, 4)
+    assert torch.equal(AffineCoupling(net, split=2)(x)[0], x)
+
+
+def test_leading_dimensions_are_kept() -> None:
+    net, x = MLP(4, [8], 2).double(), torch.randn(2, 3, 4, dtype=torch.float64)
+    torch.testing.assert_close(net(x), net(x.flatten(0, 1)).unflatten(0, (2, 3)))

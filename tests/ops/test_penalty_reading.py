@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import threading
+import types
 import warnings
 import weakref
 from collections.abc import Callable
@@ -195,6 +197,78 @@ def test_buffers_and_random_numbers_are_left_alone_by_the_comparison() -> None:
     torch.testing.assert_close(found[0], found[2])
     assert torch.equal(found[1], found[3])
     torch.testing.assert_close(dict(critic.named_buffers()), dict(twin.named_buffers()))
+
+
+class Blurred(nn.Module):
+    """Reads a buffer that graphs keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("blur", torch.ones(1, 1, 3, 3) / 9)
+        self.conv, self.last = nn.Conv2d(1, 1, 3), nn.Linear(36, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.conv2d(self.conv(x), self.blur, padding=1).flatten(1)).squeeze(1)
+
+
+def test_graphs_of_earlier_calls_outlive_the_comparison() -> None:
+    critic, (real, fake) = Blurred(), pair((4, 1, 8, 8), torch.float32)
+    (critic(fake).mean() - critic(real).mean() + gmk.gradient_penalty(critic, real, fake)).backward()
+    assert gmk.penalty_route(critic).name == "first-order"
+
+
+class Configured(nn.Module):
+    """Keeps its settings in an object of another class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.settings = nn.Linear(4, 1), types.SimpleNamespace(inner=types.SimpleNamespace(scale=1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layers(x) * self.settings.inner.scale)
+
+
+def test_changes_within_an_object_are_noticed() -> None:
+    critic, (real, fake) = Configured().double(), pair((5, 4))
+    both(critic, real, fake)
+    critic.settings.inner.scale = 3.0
+    both(critic, real, fake)
+
+
+def test_other_threads_keep_their_modules_while_one_is_read() -> None:
+    failures: list[Exception] = []
+    done = threading.Event()
+
+    def use() -> None:
+        layer, x = nn.Linear(4, 8), torch.randn(2, 4)
+        while not done.is_set():
+            work(lambda: layer(x))
+
+    def read() -> None:
+        real, fake = pair((3, 4), torch.float32)
+        for _ in range(20):
+            critic = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+            work(lambda critic=critic: gmk.gradient_penalty(critic, real, fake))
+
+    def work(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:
+            failures.append(error)
+
+    users, readers = [threading.Thread(target=use)], [threading.Thread(target=read) for _ in range(2)]
+    for thread in users + readers:
+        thread.start()
+    for thread in readers:
+        thread.join()
+    done.set()
+    users[0].join()
+    assert not failures
+
+
+def test_pooling_of_samples_without_channels() -> None:
+    layers = nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 1)
+    both(nn.Sequential(*layers).double(), *pair((5, 8, 8)))
 
 
 def test_a_first_batch_of_nan_decides_nothing() -> None:

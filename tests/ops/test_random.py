@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -202,6 +203,12 @@ def test_key_follows_the_generators() -> None:
     assert gmk.random.key(seed=9).tolist() == [9, 0]
     with pytest.raises(ValueError, match="a generator or a seed, not both"):
         gmk.random.key(generator, seed=9)
+    assert gmk.random.key(seed=np.int64(9)).tolist() == [9, 0]
+    for wrong, match in ((1.5, "must be an int, got 1.5"), (2**63, "must fit 64 bits")):
+        with pytest.raises((TypeError, ValueError), match=match):
+            gmk.random.key(seed=wrong)
+    with pytest.raises(TypeError, match=r"got 7; a number is given as key\(seed"):
+        gmk.random.key(7)
 
 
 @on("reference", "cpu", "triton", "cuda")

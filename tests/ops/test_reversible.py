@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import gmkernels as gmk
 from gmkernels.nn import AffineCoupling, Reversible
@@ -313,3 +316,60 @@ def test_dropout_is_replayed_after_a_change_of_mode() -> None:
         assert not any(m.training for m in module.modules())
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("hooks", ["checkpoint", "save_on_cpu"])
+def test_hooks_that_hand_back_other_tensors_leave_the_gradients(hooks: str) -> None:
+    chain, plain, inputs, grads = _pair("context")
+    wanted, run = [*inputs, *chain.parameters()], functools.partial(checkpoint, chain, use_reentrant=False)
+    if hooks == "checkpoint":
+        outputs = run(*inputs)
+    else:
+        with torch.autograd.graph.save_on_cpu():
+            outputs = chain(*inputs)
+    found = [*outputs, *torch.autograd.grad(outputs, wanted, grads)]
+    torch.testing.assert_close(found, _gradients(plain, inputs, grads))
+
+
+def test_a_functional_call_is_differentiated_by_what_it_was_called_with() -> None:
+    torch.manual_seed(0)
+    chain, x = Reversible(_vectors(5)).double(), torch.randn(4, D, dtype=torch.float64)
+    other = {k: (1.5 * v.detach()).requires_grad_() for k, v in chain.named_parameters()}
+
+    def loss(run, parameters) -> Tensor:
+        y, logdet = torch.func.functional_call(run, parameters, (x,))
+        return y.square().sum() - logdet.sum()
+
+    before = [p.detach().clone() for p in chain.parameters()]
+    found = torch.autograd.grad(loss(chain, other), list(other.values()))
+    assert chain.drift is not None  # it went the way back
+    twin = copy.deepcopy(chain)
+    twin.load_state_dict(other)
+    y, logdet = twin._run(x, None)
+    expected = torch.autograd.grad(y.square().sum() - logdet.sum(), list(twin.parameters()))
+    torch.testing.assert_close(found, expected)
+    transformed = torch.func.grad(lambda p: loss(chain, p))({k: v.detach() for k, v in other.items()})
+    torch.testing.assert_close(tuple(transformed.values()), expected)
+    assert all(torch.equal(p, b) for p, b in zip(chain.parameters(), before, strict=True))
+
+
+class _Functional(nn.Module):
+    """Draws without a layer that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.nn.functional.dropout(self.first(x).tanh(), 0.5))
+
+
+def test_numbers_drawn_by_functions_are_replayed() -> None:
+    torch.manual_seed(0)
+    chain = Reversible([AffineCoupling(_Functional(), split=2 * (-1) ** i) for i in range(4)]).double()
+    x, found = torch.randn(5, 4, dtype=torch.float64), []
+    for run in (chain, lambda x: chain._run(x, None)):
+        torch.manual_seed(1)
+        y, logdet = run(x)
+        found.append(torch.autograd.grad(y.square().sum() - logdet.sum(), list(chain.parameters())))
+    torch.testing.assert_close(*found)

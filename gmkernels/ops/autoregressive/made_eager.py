@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gmkernels.core.product import no_autocast
 from gmkernels.ops.coupling import affine_coupling
 
 from . import made_reference
@@ -57,7 +58,7 @@ class _Inverse(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, parameters: Tensor, condition: Tensor | None, degrees: Tensor, constants: Constants
     ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(z.device.type, enabled=False):
+        with no_autocast(z):
             x, logdet = _solve(_Links(z.shape[1], parameters, degrees, constants), z, condition)
         ctx.constants = constants
         ctx.save_for_backward(x, parameters, condition, degrees)
@@ -77,7 +78,7 @@ class _Gradient(torch.autograd.Function):
         ctx.constants = constants
         ctx.save_for_backward(grad_x, grad_logdet, x, parameters, condition, degrees)
         links = _Links(x.shape[1], parameters, degrees, constants)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return _pull(links, grad_x, grad_logdet, x, condition, links.made.seen(degrees))
 
     @staticmethod

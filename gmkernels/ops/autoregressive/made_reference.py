@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmkernels.core.product import linear
+from gmkernels.core.product import linear, no_autocast
 from gmkernels.ops.coupling import affine_coupling
 
 from .made_network import Made
@@ -124,7 +124,7 @@ def _apart(t: Tensor) -> Tensor:
 def along(needs, saved, constants, grads, layers_of):
     """Gradients of <grads, made_inverse_backward(saved)> by the tensors in ``saved``, themselves differentiable."""
     higher = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(saved[0].device.type, enabled=False):
+    with torch.enable_grad(), no_autocast(saved[0]):
         own = [_apart(t) if need else t for t, need in zip(saved, needs, strict=True)]
         given: list[Any] = [*own, *constants, layers_of]
         found = made_inverse_backward(*given)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, one_hot, pad, relu
 
+from gmkernels.core.product import no_autocast
+
 from . import reference
 from .wavenet_network import HEADS, Stack
 
@@ -122,7 +124,7 @@ def wavenet_sample(
     for t in range(time):
         if t >= held:
             here = None if local is None else local[:, :, : t + 1]
-            with torch.autocast(x.device.type, enabled=False):
+            with no_autocast(x):
                 found = outputs(seen(x[:, :t], net, values), net, parts, condition, here, local_weight)[:, :, t]
             choice, value = words(key, batch, first, t, t + 1)
             x[:, t] = draw(found, net, (choice[:, 0], value[:, 0]), temperature)

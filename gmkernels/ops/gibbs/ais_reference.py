@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gmkernels.core.product import no_autocast
+
 from .reference import on, unit_words
 
 
@@ -55,13 +57,13 @@ def ais_log_z(
     log_weight = log_base(base_bias, hidden).expand(chains)
     for step in range(1, len(schedule)):
         old, new = schedule[step - 1], schedule[step]
-        with torch.autocast(weight.device.type, enabled=False):
+        with no_autocast(weight):
             field = hidden_bias + v @ weight
         change = (new - old) * (v * shift).sum(1) + (softplus(new * field) - softplus(old * field)).sum(1)
         log_weight = log_weight + (change if reverse_from is None else -change).double()
         if step + 1 < len(schedule):
             h = draw(new * field, 2 * step - 1)
-            with torch.autocast(weight.device.type, enabled=False):
+            with no_autocast(weight):
                 field = visible_bias + h @ weight.T
             v = draw((1.0 - new) * base_bias + new * field, 2 * step)
     return log_weight.to(weight.dtype)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from gmkernels.core import philox
+from gmkernels.core.product import no_autocast
 
 _MASK = 0xFFFFFFFF
 
@@ -181,7 +182,7 @@ def rbm_conditional(
     """One half-step, 0 to hidden units and 1 to visible ones: the draw, and the means of what it was drawn from."""
     matrix = weight.T if to_visible else weight
     # The draw is decided in float64, so that it is the same on every machine.
-    with torch.autocast(given.device.type, enabled=False):
+    with no_autocast(given):
         mean = given @ matrix + bias
     field = given.double() @ matrix.double() + bias.double()
     place = (key, first, given.shape[0], matrix.shape[1], int(to_visible))

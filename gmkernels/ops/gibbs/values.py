@@ -26,7 +26,7 @@ def visible_here(*tensors: Tensor | None) -> bool:
 def array(t: Tensor) -> np.ndarray[Any, Any]:
     """The same numbers as an array, without a copy where NumPy has the dtype."""
     t = t.detach()
-    return (t.double() if t.dtype is torch.bfloat16 else t).numpy()
+    return (t.double() if t.dtype is torch.bfloat16 else t).resolve_neg().numpy()
 
 
 def refuse(op: str, name: str, wanted: str, value: Any) -> None:

@@ -109,7 +109,7 @@ def causal_conv1d(
         raise ValueError(f"{op}: weight must have at least one tap, got shape {tuple(weight.shape)}")
     if not isinstance(dilation, _INTEGERS) or dilation < 1:
         raise ValueError(f"{op}: dilation must be a positive int, got {dilation!r}")
-    return library.causal_conv1d(x, weight, bias, dilation, backend)
+    return library.causal_conv1d(x, weight, bias, min(dilation, max(1, x.shape[2])), backend)
 
 
 def gated_activation(x: Tensor, cond: Tensor | None = None, *, backend: str = "auto") -> Tensor:

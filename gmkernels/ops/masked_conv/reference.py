@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, pad
 
+from gmkernels.core.product import no_autocast
+
 
 def wide(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
@@ -30,7 +32,7 @@ def masked_conv2d(
         return out.to(x.dtype)
     inputs, outputs = channels // channel_groups, out_channels // channel_groups
     seen = [inputs * (i + (mask_type == "B")) for i in range(channel_groups)]
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         if up > 0:
             out = out + conv2d(pad(x_, (left, left, up, 0))[:, :, :-1], w_[:, :, :up])
         if left > 0:
@@ -52,7 +54,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilatio
         return (out if bias is None else out + bias.to(dtype).reshape(-1, 1)).to(x.dtype)
     bias = None if bias is None else bias.to(dtype)
     before = pad(x.to(dtype), ((kernel - 1) * dilation, 0))
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         return conv1d(before, weight.to(dtype), bias, dilation=dilation).to(x.dtype)
 
 

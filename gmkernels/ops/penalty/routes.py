@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import types
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,14 +70,20 @@ _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 
 
-def _value(found: Any) -> Any:
-    """An attribute as something to compare later: plain values and containers of them; all else by identity."""
+# Modules and tensors a program knows; what functions and classes hold is theirs.
+_BY_IDENTITY = (nn.Module, Tensor, type, types.FunctionType, types.MethodType, types.ModuleType)
+
+
+def _value(found: Any, depth: int = 3) -> Any:
+    """An attribute as something to compare later: plain values, and containers and objects of them; all else by identity."""
     if found is None or isinstance(found, (bool, int, float, complex, str, torch.dtype)):
         return found
     if isinstance(found, (list, tuple)):
-        return [_value(part) for part in found]
+        return [_value(part, depth) for part in found]
     if isinstance(found, dict):
-        return [(_value(k), _value(v)) for k, v in found.items()]
+        return [(_value(k, depth), _value(v, depth)) for k, v in found.items()]
+    if depth > 0 and not isinstance(found, _BY_IDENTITY) and hasattr(found, "__dict__"):
+        return id(found), [(k, _value(v, depth - 1)) for k, v in vars(found).items()]
     return id(found)
 
 
@@ -114,31 +122,39 @@ def _program(critic: Any, x: Tensor | None = None) -> Program | str:
     return reading.found
 
 
+@contextlib.contextmanager
+def _copied_buffers(critic: nn.Module) -> Iterator[None]:
+    """Copies in the place of buffers: writing to them, even what they hold, would break graphs of earlier calls."""
+    places = [(m._buffers, k, b) for m in critic.modules() for k, b in m._buffers.items() if b is not None]
+    copies = {b: b.detach().clone() for _, _, b in places}
+    for held, name, b in places:
+        held[name] = copies[b]
+    try:
+        yield
+    finally:
+        for held, name, b in places:
+            held[name] = b
+
+
 def _agrees(critic: nn.Module, program: Program, x: Tensor) -> bool | None:
     """Whether scores and input gradients are those of the critic's own forward pass: it may switch gradients off, or
     call what its layers do not show. Random numbers and buffers are left as they were. None: numbers that are not finite
     say nothing.
     """
-    buffers = [(b, b.detach().clone()) for b in critic.buffers()]
     devices = [x.device] if x.is_cuda else []
     with torch.autocast(x.device.type, enabled=False), torch.inference_mode(False):
         x = x.detach().clone()
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with torch.random.fork_rng(devices), torch.enable_grad(), _copied_buffers(critic):
             leaf = x.clone().requires_grad_()
             scores = critic(leaf)
             if not isinstance(scores, Tensor) or scores.shape[:1] != x.shape[:1] or scores.numel() != len(x):
                 return True  # refused with a message of its own
             graph = scores.requires_grad
             g = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)[0] if graph else None
-        with torch.no_grad():
-            for b, value in buffers:
-                b.copy_(value)
-            with torch.random.fork_rng(devices):
-                passes = Passes(program, trace.gather(program, critic), None)
-                ours = passes.forward(x)
-                found = passes.backward(torch.ones_like(ours))
-            for b, value in buffers:
-                b.copy_(value)
+        with torch.no_grad(), torch.random.fork_rng(devices), _copied_buffers(critic):
+            passes = Passes(program, trace.gather(program, critic), None)
+            ours = passes.forward(x)
+            found = passes.backward(torch.ones_like(ours))
     pairs = [(ours, scores.detach()), (torch.zeros_like(x) if g is None else g, x if found is None else found)]
     if not all(bool(b.isfinite().all()) for _, b in pairs):
         return None

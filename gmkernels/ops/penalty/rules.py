@@ -350,4 +350,4 @@ class MaxPool(Rule):
         return (aten.max_pool2d_with_indices_backward(a.to(saved[0].dtype), saved[0], *self.how, saved[1]),)
 
     def push(self, p, saved, t):
-        return t.flatten(2).gather(2, saved[1].flatten(2)).reshape(saved[1].shape)
+        return t.flatten(-2).gather(-1, saved[1].flatten(-2)).reshape(saved[1].shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +33,8 @@ from .program import Known, Make, Program, Step, Value, made, resolve
 
 __all__ = ["Unsupported", "couples", "gather", "read"]
 
+_one_at_a_time = threading.RLock()
+
 
 class _Tracer(fx.Tracer):
     """Leaves are the layers with rules. A layer of this package is followed through its ``plain_forward``."""
@@ -42,11 +45,23 @@ class _Tracer(fx.Tracer):
         known = plain_type(m) in MODULES or couples(m)
         return known or super().is_leaf_module(m, module_qualified_name)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    # While one thread traces, torch.fx has modules of all threads come by here.
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
         home = next((c for c in type(m).__mro__ if "plain_forward" in c.__dict__), None)
         if home is not None and type(m).forward is home.forward and not _changed(m):  # type: ignore[attr-defined]
             forward = m.plain_forward
         return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 class _Reader:
@@ -297,6 +312,11 @@ def read(critic: nn.Module) -> Program:
     Raises:
         Unsupported: it has a layer without a rule, or it cannot be followed at all; the message says where.
     """
+    with _one_at_a_time:
+        return _read(critic)
+
+
+def _read(critic: nn.Module) -> Program:
     before = [(m, dict(m.__dict__)) for m in critic.modules()]
     kept = [(c, c.copy()) for _, found in before for c in found.values() if type(c) in (list, dict, set)]
     try:

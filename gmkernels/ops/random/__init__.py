@@ -7,6 +7,7 @@ None of these functions is differentiable, and none reads a torch generator: onl
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -32,11 +33,26 @@ def key(
         device: where the key (and everything sampled with it) lives; the generator's device, or the default one.
 
     Returns:
-        int64 tensor of shape (2,), values in ``[0, 2**63 - 1)``.
+        int64 tensor of shape (2,); what is drawn is in ``[0, 2**63 - 1)``.
+
+    Raises:
+        TypeError: ``generator`` is no generator, or ``seed`` not an int.
+        ValueError: both are given, or ``seed`` does not fit 64 bits with a sign.
     """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"key: generator must be a torch.Generator, got {generator!r}; a number is given as key(seed=...)"
+        )
     if seed is not None:
         if generator is not None:
             raise ValueError("key: give a generator or a seed, not both")
+        if not isinstance(seed, (int, torch.SymInt)):
+            try:
+                seed = operator.index(seed)
+            except TypeError:
+                raise TypeError(f"key: seed must be an int, got {seed!r}") from None
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"key: seed must fit 64 bits with a sign, got {seed}")
         return torch.tensor([seed, 0], dtype=torch.int64, device=device)
     if device is None and generator is not None:
         device = generator.device
