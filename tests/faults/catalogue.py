@@ -78,6 +78,8 @@ _GLUE = [
           "(_functorch_active() or _forward_ad._current_level >= 0)", "_functorch_active()", _ANY),
     Fault("modes-not-noticed", "gmkernels/core/doors.py",
           "if _compiling() or _dispatch_modes() or _functorch_active()", "if _compiling() or _functorch_active()", _ANY),
+    Fault("waiting-signs-not-noticed", "gmkernels/core/doors.py", "if t.is_neg():", "if False:", _ANY),
+    Fault("traces-not-noticed", "gmkernels/core/doors.py", "if _tracing():", "if False:", _ANY),
 ]  # fmt: skip
 
 _STREAM = [

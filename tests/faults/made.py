@@ -8,6 +8,8 @@ _LINEAR, _INVERSE = "masked_linear", "made_inverse"
 _CORE, _STAIRCASE = "csrc/autoregressive/made.cpp", "csrc/include/gmk/staircase.h"
 
 MADE = [
+    Fault("staircase-of-what-was-in-memory", "gmkernels/nn/made.py", "held.copy_(value)\n        return self", "pass\n        return self",
+          _LINEAR),
     Fault("staircase-cut-at-its-lowest-row", "csrc/masked_linear/linear.cpp",
           "lanes, seen[i] - all);", "lanes, 0);", _LINEAR),
     Fault("masked-weight-gets-a-gradient", _STAIRCASE, "std::clamp<int64_t>(seen[o + r] - i, 0, std::min(width, inputs - i))",
