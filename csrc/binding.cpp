@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "arguments.h"
+#include "door.h"
 #include "gmk/parallel.h"
 
 namespace py = pybind11;
@@ -408,6 +409,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("rbm_softplus_sum_double_backward", rbm_softplus<gmk_rbm_softplus_sum_double_backward>);
 
   m.def("take_tensors", exchange::open);
+  m.def("open_door", door::open);
+  PyModule_AddFunctions(m.ptr(), door::methods);
   m.def("isa", [] { return isa_name(isa()); });
   m.def("isas", [] {
     py::list usable;

@@ -21,7 +21,8 @@ struct Tensor {
   int64_t *shape, *strides;
   uint64_t byte_offset;
 };
-constexpr uint8_t kBfloat = 4;  // a code; that of other floats is 2
+constexpr uint8_t kFloat = 2, kBfloat = 4;  // codes
+constexpr int32_t kCpu = 1;                 // a kind of device
 
 struct Api {
   struct {

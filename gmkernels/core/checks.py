@@ -7,8 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import native
+
 _INTEGERS = (int, torch.SymInt)
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+# alike(tensor, ...): whether these are certainly plain tensors of one floating dtype and one shape, in memory of the CPU,
+# so that nothing need be checked one by one. Not for torch.compile, which cannot look into it.
+alike = getattr(native.door(), "alike", lambda *tensors: False)
 
 
 def tensor(op: str, name: str, value: object) -> Tensor:

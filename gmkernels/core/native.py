@@ -48,6 +48,16 @@ def cpu() -> Any:
     return module
 
 
+@functools.cache
+def door() -> Any:
+    """The C++ core as the eager door and argument checks ask it about tensors (csrc/door.h); None where it is not built."""
+    core = _load_cpu()[0]
+    if core is not None:
+        core.open_door(torch.Tensor, torch.nn.Parameter)
+        takes_tensors()
+    return core
+
+
 def cpu_error() -> str | None:
     return _load_cpu()[1]
 

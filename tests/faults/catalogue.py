@@ -78,7 +78,9 @@ _GLUE = [
           "(_functorch_active() or _forward_ad._current_level >= 0)", "_functorch_active()", _ANY),
     Fault("modes-not-noticed", "gmkernels/core/doors.py",
           "if _compiling() or _dispatch_modes() or _functorch_active()", "if _compiling() or _functorch_active()", _ANY),
-    Fault("waiting-signs-not-noticed", "gmkernels/core/doors.py", "if t.is_neg():", "if False:", _ANY),
+    Fault("waiting-signs-not-noticed", "csrc/door.h", "if (opposite == Py_True) Py_RETURN_NONE;", "", _ANY),
+    Fault("shapes-of-a-kind-not-compared", "csrc/door.h", "!std::equal(t.shape, t.shape + t.ndim, first.shape)", "false",
+          _COUPLING),
     Fault("traces-not-noticed", "gmkernels/core/doors.py", "if _tracing():", "if False:", _ANY),
 ]  # fmt: skip
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gmkernels.core import doors
+from gmkernels.core import checks, doors, native
 from gmkernels.testing import Case, OperatorRow, evaluate, relayout
 from gmkernels.testing.doors import dispatcher_door
 from gmkernels.testing.evaluate import different
@@ -276,6 +278,48 @@ def test_numbers_whose_sign_waits_to_be_changed(row: OperatorRow, backend: str) 
         results.append([t for t in (*out, *grads) if t is not None])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+class _Subclass(torch.Tensor):
+    pass
+
+
+def _kinds() -> dict[str, torch.Tensor | None]:
+    x = torch.ones(2, 3)
+    found: dict[str, torch.Tensor | None] = {
+        "plain": x,
+        "wants": x.clone().requires_grad_(),
+        "parameter": torch.nn.Parameter(x),
+        "frozen": torch.nn.Parameter(x, requires_grad=False),
+        "none": None,
+        "opposite": _negated_twice(x),
+        "subclass": x.as_subclass(_Subclass),
+        "meta": x.to("meta"),
+        "transposed": torch.ones(3, 2).mT,
+        "three": torch.ones(2, 3, 1),
+        "other shape": torch.ones(2, 4),
+        "no dimension": torch.tensor(1.0),
+        "sparse": x.to_sparse(),
+        "fake": FakeTensorMode().from_tensor(x),
+    }
+    floats = (torch.float16, torch.bfloat16, torch.float64)
+    others = (torch.int32, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn)
+    return found | {str(dtype): x.to(dtype) for dtype in (*floats, *others)}
+
+
+def test_the_core_sees_in_tensors_what_python_sees() -> None:
+    """What the core is asked about the tensors of a call (csrc/door.h), against the same in Python, for all pairs."""
+    core, kinds = native.door(), _kinds()
+    for a, b in itertools.product(kinds.values(), repeat=2):
+        assert core.look((a, b, "ignored"), 2) is doors._look((a, b), 2)
+    assert core.look((kinds["wants"],), 0) is False
+    strided = {name: t for name, t in kinds.items() if t is not None and type(t) in (torch.Tensor, torch.nn.Parameter)}
+    for (n, a), (m, b) in itertools.product(strided.items(), repeat=2):
+        expected = a.dtype is b.dtype and a.dtype in checks.FLOATING and a.shape == b.shape and a.is_cpu and b.is_cpu
+        assert checks.alike(a, b) is (expected and "sparse" not in (n, m)), (n, m)
+    for other in (kinds["subclass"], kinds["fake"], None, 3, "tensor"):
+        assert not checks.alike(kinds["plain"], other) and not checks.alike(other, kinds["plain"])
+    assert torch.func.vmap(lambda t: torch.tensor(checks.alike(t, t)))(torch.ones(2, 3)).tolist() == [False, False]
 
 
 @params(lambda row: row.order, reference=False, one_of_each=True, interpreted=True)

@@ -93,8 +93,10 @@ def affine_coupling(
 
 
 def _fit(x: Tensor, log_scale: Tensor, shift: Tensor) -> bool:
-    """Whether nothing is wrong and nothing to broadcast: the usual case, looked at in half a microsecond."""
+    """Whether nothing is wrong and nothing to broadcast."""
     try:
+        if not _compiling() and checks.alike(x, log_scale, shift):
+            return x.dim() > 1
         return (
             x.shape == log_scale.shape == shift.shape
             and x.dtype in checks.FLOATING
