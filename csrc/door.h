@@ -54,8 +54,8 @@ inline PyObject* alike(PyObject*, PyObject* const* given, Py_ssize_t n) {
       Py_RETURN_FALSE;
     }
     if (i == 0) first = t;
-    if (t.device[0] != exchange::kCpu || (t.code != exchange::kFloat && t.code != exchange::kBfloat) ||
-        t.code != first.code || t.bits != first.bits || t.ndim != first.ndim ||
+    if ((t.code != exchange::kFloat && t.code != exchange::kBfloat) || t.code != first.code || t.bits != first.bits ||
+        t.device[0] != first.device[0] || t.device[1] != first.device[1] || t.ndim != first.ndim ||
         !std::equal(t.shape, t.shape + t.ndim, first.shape))
       Py_RETURN_FALSE;
   }
@@ -67,7 +67,7 @@ PyMethodDef method(const char* name, const char* doc) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(F)), METH_FASTCALL, doc};
 }
 inline PyMethodDef methods[] = {method<look>("look", "look(arguments, n): None, or whether a gradient is wanted"),
-                                method<alike>("alike", "alike(tensor, ...): certainly of one dtype, shape and memory"),
+                                method<alike>("alike", "alike(tensor, ...): certainly of one dtype, shape and device"),
                                 {}};
 
 }  // namespace gmk::door

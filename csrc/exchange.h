@@ -22,7 +22,6 @@ struct Tensor {
   uint64_t byte_offset;
 };
 constexpr uint8_t kFloat = 2, kBfloat = 4;  // codes
-constexpr int32_t kCpu = 1;                 // a kind of device
 
 struct Api {
   struct {

@@ -13,8 +13,8 @@ _INTEGERS = (int, torch.SymInt)
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-# alike(tensor, ...): whether these are certainly plain tensors of one floating dtype and one shape, in memory of the CPU,
-# so that nothing need be checked one by one. Not for torch.compile, which cannot look into it.
+# alike(tensor, ...): whether these are certainly plain tensors of one floating dtype and one shape on one device, so that
+# nothing need be checked one by one. Not for torch.compile, which cannot look into it.
 alike = getattr(native.door(), "alike", lambda *tensors: False)
 
 

@@ -76,7 +76,8 @@ def affine_coupling(
         ValueError: shapes or devices do not fit, or the scale map or clamp is unknown or out of range.
         BackendError: an explicitly requested backend cannot run.
     """
-    if not _fit(x, log_scale, shift):
+    usual = not _compiling() and checks.alike(x, log_scale, shift) and x.dim() > 1
+    if not usual:
         log_scale, shift = _fitted(x, log_scale, shift)
     limit = clamp_of("affine_coupling", scale_map, clamp)
     if mask is not None:
@@ -84,29 +85,12 @@ def affine_coupling(
     keep = (
         scale_map in library.MAPS_WITH_INNER
         and x.is_cpu
-        and (x.requires_grad or log_scale.requires_grad)
+        and (usual or not _compiling())  # a graph must not depend on sizes
         and _grad_enabled()
-        and not _compiling()  # a graph must not depend on sizes
+        and (x.requires_grad or log_scale.requires_grad)
         and x.numel() <= KEPT
     )
     return library.affine_coupling(x, log_scale, shift, mask, scale_map, limit, inverse, keep, backend)
-
-
-def _fit(x: Tensor, log_scale: Tensor, shift: Tensor) -> bool:
-    """Whether nothing is wrong and nothing to broadcast."""
-    try:
-        if not _compiling() and checks.alike(x, log_scale, shift):
-            return x.dim() > 1
-        return (
-            x.shape == log_scale.shape == shift.shape
-            and x.dtype in checks.FLOATING
-            and log_scale.dtype is shift.dtype
-            and (shift.dtype is x.dtype or shift.dtype in checks.FLOATING)
-            and (x.is_cpu and log_scale.is_cpu and shift.is_cpu or x.device == log_scale.device == shift.device)
-            and x.dim() > 1
-        )
-    except AttributeError:
-        return False
 
 
 def _fitted(x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +107,7 @@ def _fitted(x: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor
 
 def _expand(name: str, value: Tensor, x: Tensor) -> Tensor:
     try:
-        return value.expand(x.shape)
+        return value if value.shape == x.shape else value.expand(x.shape)
     except RuntimeError:
         raise ValueError(
             f"affine_coupling: {name} must have the shape of x, {tuple(x.shape)}, or broadcast to it, "
