@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ def _load_cpu() -> tuple[Any, str | None]:
         from gmkernels._lib import _cpu  # type: ignore[attr-defined]
     except ImportError as error:
         return None, f"the C++ core is not built: {_note('BUILD_FAILED.txt') or error}"
+    if (asked := os.environ.get("GMKERNELS_ISA")) and asked not in _cpu.isas():
+        usable = ", ".join(map(repr, _cpu.isas()))
+        raise ValueError(f"GMKERNELS_ISA: {asked!r} does not run here; expected one of {usable}")
     return _cpu, None
 
 

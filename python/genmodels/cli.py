@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -120,6 +121,11 @@ def _parse(kind: Any, args: list[str], prog: str) -> Any:
     return tyro.cli(kind, args=args, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
 
+def _at_least(name: str, value: float | None, least: int) -> None:
+    if value is not None and not least <= value < math.inf:
+        raise GenmodelsError(f"--{name} must be {least} or more, got {value}")
+
+
 def _named(args: list[str]) -> list[str]:
     """A leading RUN written as ``--run RUN``."""
     return ["--run", *args] if args and not args[0].startswith("-") else args
@@ -156,8 +162,10 @@ def _table(rows: list[tuple[str, str]]) -> None:
 
 
 def _train(args: list[str]) -> int:
+    from .data import contents
     from .training import load_weights, read_log
     from .training.checkpoint import checkpoints, write_atomically
+    from .training.distributed import local_device
 
     if not args or args[0].startswith("-"):
         print(f"genmodels train MODEL [options]\nmodels: {', '.join(MODELS)}")
@@ -165,7 +173,9 @@ def _train(args: list[str]) -> int:
     model_name = args[0]
     options: Train[Recipe] = _parse(Train[recipe_of(model_name)], args[1:], f"genmodels train {model_name}")  # type: ignore[misc]
     recipe = options.recipe
-    if options.threads:
+    recipe.check()
+    _at_least("threads", options.threads, 1)
+    if options.threads is not None:
         torch.set_num_threads(options.threads)
     out = options.out or Path("runs") / f"{model_name}-{Path(recipe.data).name}"
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -173,6 +183,7 @@ def _train(args: list[str]) -> int:
         out = _unused(out)
     say = print if rank == 0 else (lambda *_: None)
     with gmk.use_backend(options.backend):
+        local_device(recipe.fit.device)
         dataset = recipe.dataset()
         torch.manual_seed(recipe.fit.seed)
         model = recipe.build(dataset)
@@ -187,7 +198,7 @@ def _train(args: list[str]) -> int:
         if rank == 0 and not continuing:
             out.mkdir(parents=True, exist_ok=True)
             record()
-        fingerprint = {"model": model_name} | recipe.fingerprint()
+        fingerprint = {"model": model_name, "data_contents": contents(dataset)} | recipe.fingerprint()
         result = recipe.train(model, dataset, out, rank=rank, world=world, fingerprint=fingerprint)
         if rank:
             return 0
@@ -250,6 +261,8 @@ def _open(run: Path, weights: Literal["best", "last"]) -> tuple[Recipe, Any, Any
 
 
 def _sample(options: Sample) -> int:
+    _at_least("n", options.n, 1)
+    _at_least("temperature", options.temperature, 0)
     with gmk.use_backend(options.backend):
         recipe, dataset, model, _ = _open(options.run, options.weights)
         path = options.out or options.run / f"samples-{options.seed}.png"

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import zipfile
+import zlib
 from types import ModuleType
+
+DAMAGED = (OSError, EOFError, ValueError, SyntaxError, zlib.error, zipfile.BadZipFile)
+"""What reading a damaged, truncated or foreign file may raise."""
 
 
 class GenmodelsError(Exception):

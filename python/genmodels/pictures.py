@@ -65,17 +65,23 @@ def grid(
 def plane(
     path: Path, panels: Mapping[str, Tensor], points: Mapping[str, Tensor], box: Sequence[tuple[float, float]]
 ) -> None:
-    """Heat maps (rows are y, upwards) and scatters of points (N, 2), side by side over one box."""
+    """Heat maps (rows are y, upwards) and scatters of points (N, 2), side by side over one box.
+
+    Of points (N, 1), over a box of one side, histograms.
+    """
     figure, axes = _figure(3.4 * (len(panels) + len(points)), 3.6, ncols=len(panels) + len(points), squeeze=False)
-    (left, right), (bottom, top) = box
+    (left, right), (bottom, top) = box if len(box) == 2 else (*box, (0.0, 1.0))
     brightest = max((float(panel.max()) for panel in panels.values()), default=1.0)
     for axis, (title, panel) in zip(axes[0], panels.items(), strict=False):
         colours = {"cmap": "magma", "vmin": 0, "vmax": brightest}
         axis.imshow(panel, origin="lower", extent=(left, right, bottom, top), aspect="auto", **colours)
         axis.set_title(title, fontsize=10, color=_INK)
     for axis, (title, xy) in zip(axes[0, len(panels) :], points.items(), strict=True):
-        axis.scatter(xy[:, 0], xy[:, 1], s=2, alpha=0.35, color=_ACCENT, linewidths=0)
-        axis.set(xlim=(left, right), ylim=(bottom, top))
+        if xy.shape[1] == 1:
+            axis.hist(xy[:, 0].numpy(), bins=60, range=(left, right), density=True, color=_ACCENT)
+        else:
+            axis.scatter(xy[:, 0], xy[:, 1], s=2, alpha=0.35, color=_ACCENT, linewidths=0)
+            axis.set(xlim=(left, right), ylim=(bottom, top))
         axis.set_title(title, fontsize=10, color=_INK)
     figure.savefig(path, dpi=130)
 

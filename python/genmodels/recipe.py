@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ class Recipe:
 
     summary: ClassVar[str]
     """One line for ``genmodels list``."""
+    may_be_zero: ClassVar[frozenset[str]] = frozenset()
+    """Whole numbers for which 0 means something, beside those that are 0 unless told otherwise."""
 
     data: str = "mnist5k"
     """A data set of `genmodels list`, a folder of pictures, or a table (a .npy file, a folder of
@@ -36,8 +39,18 @@ class Recipe:
     image_channels: int = 3
     """1 or 3: grey or colour images from a folder."""
     batch_size: int | None = None
-    """Left at None, 64 images or 512 points of a density."""
+    """Left at None, 64 images or 512 points of a density or rows of a table."""
     fit: Fit = field(default_factory=lambda: Fit(max_seconds=150.0))
+
+    def check(self) -> None:
+        """Refuse at once what would stop a run at its end: whole numbers are at least 1, others at least 0 and finite."""
+        for option in dataclasses.fields(self):
+            value, whole = getattr(self, option.name), "int" in str(option.type)
+            least = int(whole and option.default != 0 and option.name not in self.may_be_zero)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not isinstance(number, bool) and not least <= number < math.inf:
+                    name = option.name.replace("_", "-")
+                    raise ValueError(f"--{name} must be {least} or more, got {number}")
 
     def dataset(self) -> Dataset:
         return data.load(self.data, size=self.image_size, channels=self.image_channels)

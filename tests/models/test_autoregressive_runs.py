@@ -302,7 +302,7 @@ def test_recipes_survive_json_and_make_the_model_they_name() -> None:
     [
         (["--data", "banana"], "a PixelCNN is of images, and 'banana' is none of them"),
         (["--data", "digits", "--kernel", "4"], "odd, got 4"),
-        (["--data", "digits", "--width", "0"], "multiples of the 1 channel groups, got 0 and 48"),
+        (["--data", "digits", "--width", "0"], "--width must be 1 or more, got 0"),
     ],
 )
 @pytest.mark.parametrize("name", MODELS)

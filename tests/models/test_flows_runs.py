@@ -136,7 +136,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe: Recipe, tmp_path: Pat
         (["planar", "--data", "digits"], "a planar flow is of vectors, and 'digits' has samples of shape (1, 8, 8)"),
         (["iaf", "--data", "digits", "--objective", "reverse-kl"], "'digits' has none: use --objective likelihood"),
         (["maf", "--data", "moons", "--scale-map", "cosh", "--max-steps", "1"], "scale_map must be one of"),
-        (["maf", "--data", "moons", "--hidden", "0"], "hidden widths must be positive"),
+        (["maf", "--data", "moons", "--hidden", "0"], "--hidden must be 1 or more, got 0"),
     ],
 )
 def test_bad_commands_are_one_clear_line(

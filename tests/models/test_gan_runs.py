@@ -154,7 +154,7 @@ def test_bad_data_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("gan --data ring --n-critic 0", "n_critic 1 or more, got 0.0002, None and 0"),
+        ("gan --data ring --n-critic 0", "n-critic must be 1 or more, got 0"),
         ("wgan --data ring --critic-lr 0", "lr and critic_lr must be positive"),
         ("bigan --data digits --critic-lr 0", "lr and critic_lr must be positive"),
         ("gan --data ring --latents 0", "latents must be 1 or more, got 0"),
@@ -163,10 +163,10 @@ def test_bad_data_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         ("gan --data ring --hidden", "hidden must name the units of at least one layer, got none"),
         ("gan --data ring --hidden 8 0", "hidden must be 1 or more, got 0"),
         ("dcgan --data digits --width 0", "width must be 1 or more, got 0"),
-        ("dcgan --data digits --critic-width 0", "critic_width must be 1 or more, got 0"),
+        ("dcgan --data digits --critic-width 0", "critic-width must be 1 or more, got 0"),
         ("bigan --data digits --width 0", "width must be 1 or more, got 0"),
-        ("gan --data ring --batch-size 0", "batch_size must be at least 1, got 0"),
-        ("gan --data digits --batch-size 0", "batch_size must be between 1 and 1438 for this data, got 0"),
+        ("gan --data ring --batch-size 0", "batch-size must be 1 or more, got 0"),
+        ("gan --data digits --batch-size 0", "batch-size must be 1 or more, got 0"),
     ],
 )
 @pytest.mark.filterwarnings("error")

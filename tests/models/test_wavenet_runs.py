@@ -230,7 +230,7 @@ def test_recordings_from_a_folder(options: list[str], recordings: Path, tmp_path
         (["wavenet", "--data", "banana"], "unknown sound 'banana'"),
         (["wavenet", "--data", "markov", "--head", "gaussian"], "markov has 16 levels, which a Gaussian has no"),
         (["wavenet", "--data", "markov", "--conditional"], "markov has no sub-folders to tell apart"),
-        (["wavenet", "--data", "resonances", "--residual", "0"], "channels, kernels and dilations must be positive"),
+        (["wavenet", "--data", "resonances", "--residual", "0"], "--residual must be 1 or more, got 0"),
         (["parallel-wavenet", "--data", "resonances"], "a student needs a teacher: give the folder of a WaveNet's run"),
         (
             ["parallel-wavenet", "--data", "resonances", "--teacher", "nowhere"],

@@ -71,3 +71,9 @@ def test_an_unknown_backend_in_the_environment_is_one_clear_error() -> None:
     done = run(sys.executable, "-c", "import gmkernels", cwd=ROOT, env={"GMKERNELS_BACKEND": "fast"}, ok=False)
     assert done.returncode != 0
     assert "GMKERNELS_BACKEND: unknown backend 'fast'; expected 'auto', 'reference'" in done.stdout
+
+
+def test_an_unknown_instruction_set_in_the_environment_is_one_clear_error() -> None:
+    done = run(sys.executable, "-c", "import gmkernels", cwd=ROOT, env={"GMKERNELS_ISA": "avx3"}, ok=False)
+    assert done.returncode != 0
+    assert "GMKERNELS_ISA: 'avx3' does not run here; expected one of 'baseline'" in done.stdout

@@ -114,6 +114,7 @@ class PixelCNNRecipe(_PixelRecipe):
     """PixelCNN (van den Oord et al. 2016) of images: masked convolutions, exact log-probabilities, completion."""
 
     summary: ClassVar[str] = "PixelCNN (van den Oord et al. 2016): pixel after pixel, completes half-hidden images"
+    may_be_zero: ClassVar[frozenset[str]] = frozenset({"blocks"})
 
     blocks: int = 10
     """Residual blocks."""

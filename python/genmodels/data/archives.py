@@ -21,7 +21,7 @@ from torch import Tensor
 
 import gmkernels as gmk
 
-from ..errors import DataError, MissingPackage
+from ..errors import DAMAGED, DataError, MissingPackage
 
 Splits = tuple[Tensor, Tensor, Tensor]
 _PICKLES = (".pickle", ".pkl")
@@ -109,10 +109,11 @@ def _is_prepared(archive: Archive, file: Path) -> bool:
 def _load(file: Path) -> np.ndarray:
     try:
         x = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         raise DataError(f"cannot read {file}: {error}") from None
-    if x.ndim != 2 or x.dtype.kind not in "fiu":
-        raise DataError(f"{file} holds {x.dtype} of shape {x.shape}, expected numbers (rows, columns)")
+    if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype.kind not in "fiu":
+        held = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else "several arrays"
+        raise DataError(f"{file} holds {held}, expected numbers (rows, columns)")
     return np.asarray(x, np.float64)
 
 
@@ -130,7 +131,7 @@ def _numbers(file: Path, skip: int, limit: int | None = None, **how: Any) -> Ite
             while lines := list(islice(text, _CHUNK if limit is None else min(_CHUNK, limit + skip - line))):
                 yield np.loadtxt(lines, np.float64, ndmin=2, **how)
                 line += len(lines)
-    except (OSError, EOFError, ValueError) as error:
+    except DAMAGED as error:
         raise DataError(f"cannot read {file}: after line {line}, {error}") from None
 
 
@@ -195,7 +196,7 @@ def _power(file: Path) -> Splits:
                 while lines := list(islice(text, _CHUNK)):
                     yield np.array([_minute(line) for line in lines if "?" not in line]).reshape(-1, 6)
                     number += len(lines)
-        except (OSError, EOFError, ValueError, IndexError) as error:
+        except (*DAMAGED, IndexError) as error:
             raise DataError(f"cannot read {file}: after line {number}, {error}") from None
 
     return _power_rows(_together(file, minutes()), _POWER_STEPS)
@@ -256,7 +257,7 @@ def _miniboone(file: Path) -> Splits:
     try:
         with _open(file) as text:
             head = text.readline().split()
-    except (OSError, EOFError, ValueError) as error:
+    except DAMAGED as error:
         raise DataError(f"cannot read {file}: {error}") from None
     if len(head) != 2 or not all(word.isdigit() for word in head):
         raise DataError(f"{file}: expected the numbers of signal and background events in the first line, got {head}")
@@ -280,7 +281,7 @@ def _bsds300(file: Path) -> Splits:
         with h5py.File(file, "r") as store:
             train, valid, test = (torch.from_numpy(np.asarray(store[name], np.float32))
                                   for name in ("train", "validation", "test"))  # fmt: skip
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (*DAMAGED, KeyError, TypeError) as error:
         raise DataError(f"cannot read {file}: {error}") from None
     return train, valid, test
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import wave
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def read_wav(path: Path) -> tuple[Tensor, int]:
         with wave.open(str(path), "rb") as file:
             channels, width, rate, frames = file.getparams()[:4]
             data = file.readframes(frames)
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, struct.error) as error:
         raise DataError(f"{path} is not a PCM WAV file: {str(error) or 'it ends too early'}") from None
     if width not in (1, 2, 3, 4) or not channels or not rate:
         raise DataError(f"{path}: samples must be of 8, 16, 24 or 32 bits, got {8 * width}")

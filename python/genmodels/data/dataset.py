@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,6 +47,15 @@ class Dataset(Protocol):
         """Endless training batches."""
 
 
+def contents(dataset: object) -> str:
+    """A digest of the training and validation data: two data sets of one name are two. Empty if they are drawn afresh."""
+    splits, digest = getattr(dataset, "splits", {}), hashlib.sha256()
+    for part in (part for name in ("train", "valid") for part in splits.get(name, ()) if part is not None):
+        digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+        digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16] if splits else ""
+
+
 @dataclass(frozen=True)
 class ImageDataset:
     """Images in memory, as integers.
@@ -73,6 +83,10 @@ class ImageDataset:
                 )
             if y is not None and y.shape != x.shape[:1]:
                 raise ValueError(f"{self.name}/{split}: {len(x)} images but labels of shape {tuple(y.shape)}")
+            if y is not None and len(y) and self.classes and not 0 <= int(y.min()) <= int(y.max()) < len(self.classes):
+                raise ValueError(
+                    f"{self.name}/{split}: labels from {int(y.min())} to {int(y.max())} of {len(self.classes)} classes"
+                )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,6 +169,8 @@ class Shuffled:
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not 0 <= state["position"] < self.batches_per_epoch:
+            raise ValueError(f"batch {state['position']} of an epoch of {self.batches_per_epoch} batches")
         self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]
 
     def __iter__(self) -> Iterator[Batch]:

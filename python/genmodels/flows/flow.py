@@ -100,9 +100,18 @@ class Flow(Model):
         return self.transform.inverse(z, context)
 
     def dequantise(self, x: Tensor, key: Tensor | int | None = None) -> Tensor:
-        """Integers to reals in (0, 1): ``(x + u) / levels`` with ``u`` uniform."""
+        """Integers to reals in (0, 1): ``(x + u) / levels`` with ``u`` uniform.
+
+        Raises:
+            TypeError: this flow is of real numbers.
+            ValueError: values that are no levels.
+        """
         if self.levels is None:
             raise TypeError(f"this flow takes real-valued samples, got {x.dtype}; give it levels= for integers")
+        if x.numel() and not torch.compiler.is_compiling():
+            low, high = (int(end) for end in x.aminmax())
+            if low < 0 or high >= self.levels:
+                raise ValueError(f"samples must be levels 0..{self.levels - 1}, got values from {low} to {high}")
         u = gmk.random.uniform(self.key(key), x.shape, dtype=torch.promote_types(self.dtype, torch.float32))
         return (x + u) / self.levels
 

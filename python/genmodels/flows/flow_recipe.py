@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,12 @@ class FlowRecipe(Recipe):
         raise NotImplementedError
 
     def build(self, dataset: Dataset) -> Flow:
+        if isinstance(dataset, Table) and (constant := dataset.constant()):
+            columns = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
+            raise DataError(
+                f"{dataset.name}: all training rows have one value in column {columns} (counted from 0), where a density "
+                "would be infinite: leave it out"
+            )
         levels = dataset.levels if isinstance(dataset, ImageDataset) else None
         alpha = self.alpha if self.alpha is not None else 0.025 / (levels or 1)
         model = self.flow(dataset, {"levels": levels, "alpha": alpha, "equalise": self.equalise, "whiten": self.whiten})
@@ -50,7 +56,9 @@ class FlowRecipe(Recipe):
         return model
 
     def batch(self, dataset: Dataset) -> int:
-        return self.batch_size or (32 if isinstance(dataset, ImageDataset) else 512)
+        if self.batch_size is not None:
+            return self.batch_size
+        return 32 if isinstance(dataset, ImageDataset) else 512
 
     def stream(self, dataset: Dataset, *, rank: int = 0, world: int = 1) -> BatchStream:
         if isinstance(dataset, ImageDataset):
@@ -78,7 +86,8 @@ class FlowRecipe(Recipe):
         if split != "test":
             return {f"{split}_nats": nats}
         if isinstance(dataset, Table):
-            return {"test_nats": nats, "gaussian_nats": dataset.gaussian_nats("test")}
+            gaussian = dataset.gaussian_nats("test")
+            return {"test_nats": nats} | ({} if gaussian is None else {"gaussian_nats": gaussian})
         return {"test_nats": nats, "entropy_nats": density.entropy, "gap_nats": nats - density.entropy}
 
     def draw_samples(
@@ -121,16 +130,19 @@ class FlowRecipe(Recipe):
             pictures.curves(loss, log, label="bits/dim")
         else:
             x = dataset.splits["test"].x[:4000] if isinstance(dataset, Table) else cast(Density, dataset).held_out(4000)
-            between = model.interpolate(_spread(x).to(model.device), 13).cpu()
-            pictures.mesh(interpolation, between[..., :2], x[:, :2], "between four test points")
+            if x.shape[1] > 1:
+                between = model.interpolate(_spread(x).to(model.device), 13).cpu()
+                pictures.mesh(interpolation, between[..., :2], x[:, :2], "between four test points")
             floor = None if isinstance(dataset, Table) else ("entropy", cast(Density, dataset).entropy)
             pictures.curves(loss, log, label="nats", floor=floor)
-        return figures, [samples, interpolation, loss]
+        return figures, [path for path in (samples, interpolation, loss) if path.exists()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariationalRecipe(FlowRecipe):
     """A flow whose samples are cheap: it can be trained from them and an unnormalised density alone."""
+
+    may_be_zero: ClassVar[frozenset[str]] = frozenset({"anneal"})
 
     objective: Literal["reverse-kl", "likelihood"] | None = None
     """reverse-kl: from samples of the flow and a density's potential (of samples of the density only mean and deviation
@@ -172,9 +184,9 @@ def _corners(dataset: ImageDataset) -> Tensor:
     """Four test images, of different classes where there are labels."""
     x, y = dataset.splits["test"]
     if y is None or len(y.unique()) < 4:
-        return x[:4]
+        return x[torch.arange(4) % len(x)]
     labels = y.unique()
-    return torch.stack([x[y == labels[i * len(labels) // 4]][1] for i in range(4)])
+    return torch.stack([x[y == labels[i * len(labels) // 4]][:2][-1] for i in range(4)])
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class Whiten(Transform):
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
         x = x.double()
-        covariance = torch.cov(x.t())
+        covariance = torch.atleast_2d(torch.cov(x.t()))
         covariance = (1 - self.shrink) * covariance + self.shrink * covariance.diag().diag()
         self.mean.copy_(x.mean(0))
         factor, bad = torch.linalg.cholesky_ex(covariance)

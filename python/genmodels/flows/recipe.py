@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 
 from ..data import Dataset, Density
 from ..errors import DataError
-from ..training import Fit, Result
-from ..training.checkpoint import save_step
-from ..training.log import Log
+from ..training import Fit, Result, write_down
 from .autoregressive import IAF, MADE, MAF
 from .flow_recipe import FlowRecipe, VariationalRecipe
 from .gaussian import Gaussian
 from .planar import PlanarFlow
 from .realnvp import RealNVP
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class RealNVPRecipe(FlowRecipe):
     """
 
     summary: ClassVar[str] = "normalising flow of affine couplings (Dinh et al. 2017), images and 2-D densities"
+    may_be_zero: ClassVar[frozenset[str]] = frozenset({"couplings", "tail", "depth", "blocks"})
 
     couplings: int | None = None
     """Couplings of a vector (8); of an image, couplings of each kind and scale (3)."""
@@ -63,12 +64,12 @@ class RealNVPRecipe(FlowRecipe):
         return RealNVP(
             shape,
             **image,
-            couplings=self.couplings or (8 if vector else 3),
-            widths=self.widths or (16, 32, 48)[:scales],
+            couplings=_or(self.couplings, 8 if vector else 3),
+            widths=_or(self.widths, (16, 32, 48)[:scales]),
             blocks=self.blocks,
-            linear=self.linear if self.linear is not None else len(shape) == 1,
-            tail=self.tail if self.tail is not None else 6,
-            hidden=self.hidden or (64 if len(shape) == 1 else 256),
+            linear=_or(self.linear, len(shape) == 1),
+            tail=_or(self.tail, 6),
+            hidden=_or(self.hidden, 64 if len(shape) == 1 else 256),
             depth=self.depth,
             dropout=self.dropout,
             flat=self.flat,
@@ -98,13 +99,10 @@ class GaussianRecipe(FlowRecipe):
         self, model: nn.Module, dataset: Dataset, out: Path, *, rank: int, world: int, fingerprint: Mapping[str, Any]
     ) -> Result:
         """The fit is done by ``build``; what is left is to write the run down."""
-        if rank == 0:
-            tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-            save_step(out, 1, tensors, {"step": 1, "seconds": 0.0, "fingerprint": dict(fingerprint), "world": world})
-            log = Log(out, bar=False)
-            log.write("evaluate", 1, {"seconds": 0.0, **self.evaluate(model, dataset, "valid")})
-            log.close()
-        return Result(1, 0.0, None)
+        if rank:
+            return Result(1, 0.0, None)
+        figures = self.evaluate(model, dataset, "valid")
+        return write_down(model, out, figures, fingerprint=fingerprint, processes=world)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +141,7 @@ class AutoregressiveRecipe(FlowRecipe):
 
     def options(self, dataset: Dataset, image: dict[str, Any]) -> dict[str, Any]:
         return {
-            "hidden": self.hidden or ((64, 64) if len(dataset.shape) == 1 else (512, 512)),
+            "hidden": _or(self.hidden, (64, 64) if len(dataset.shape) == 1 else (512, 512)),
             "residual": self.residual,
             "activation": self.activation,
             "scale_map": self.scale_map,
@@ -179,7 +177,7 @@ class StackRecipe(AutoregressiveRecipe):
     def options(self, dataset: Dataset, image: dict[str, Any]) -> dict[str, Any]:
         usual = "linear" if isinstance(dataset, Density) else "reverse" if len(dataset.shape) == 1 else "random"
         return super().options(dataset, image) | {
-            "layers": self.layers or 8,
+            "layers": _or(self.layers, 8),
             "permutation": self.permutation or usual,
             "batch_norm": self.batch_norm,
         }
@@ -209,6 +207,10 @@ class IAFRecipe(StackRecipe, VariationalRecipe):
 
     def flow(self, dataset: Dataset, image: dict[str, Any]) -> IAF:
         return IAF(dataset.shape, **self.options(dataset, image))
+
+
+def _or(given: T | None, usual: T) -> T:
+    return usual if given is None else given
 
 
 def _scales(shape: tuple[int, ...]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from torch import Tensor
 
 from .. import pictures
 from ..data import Density
+from ..errors import DAMAGED
 from ..training import Best
+from ..training.checkpoint import write_atomically
 from .gan import GAN
 from .networks import batch_coupled
 
@@ -28,18 +32,25 @@ def note_progress(out: Path, model: GAN, columns: int = 12) -> None:
     """Keep a row of samples, of the same noise every time, under the number of generator updates so far."""
     folder = out / _PROGRESS
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / f"{int(model.updates):08d}.npy", whole(model.sample(columns, key=3)).numpy())
+    row = io.BytesIO()
+    np.save(row, whole(model.sample(columns, key=3)).numpy())
+    write_atomically(folder / f"{int(model.updates):08d}.npy", row.getvalue())
 
 
 def progress(path: Path, out: Path, rows: int = 12) -> bool:
     """What :func:`note_progress` kept, row by row; False if there is nothing."""
-    files = sorted((out / _PROGRESS).glob("*.npy"))
-    if not files:
+    kept = {}
+    for file in sorted((out / _PROGRESS).glob("*.npy")):
+        try:
+            kept[file.stem.lstrip("0") or "0"] = np.load(file)
+        except DAMAGED as error:
+            warnings.warn(f"a row of {path.name} is left out: cannot read {file}: {error}", stacklevel=2)
+    if not kept:
         return False
-    chosen = [files[i] for i in torch.linspace(0, len(files) - 1, min(rows, len(files))).round().long().tolist()]
-    images = torch.from_numpy(np.concatenate([np.load(file) for file in chosen]))
-    steps = ", ".join(str(int(file.stem)) for file in chosen)
-    pictures.grid(path, images, columns=len(images) // len(chosen), title=f"the same noise after updates {steps}")
+    chosen = [list(kept)[i] for i in torch.linspace(0, len(kept) - 1, min(rows, len(kept))).round().long().tolist()]
+    images = torch.from_numpy(np.concatenate([kept[step] for step in chosen]))
+    title = f"the same noise after updates {', '.join(chosen)}"
+    pictures.grid(path, images, columns=len(images) // len(chosen), title=title)
     return True
 
 

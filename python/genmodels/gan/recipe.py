@@ -87,6 +87,11 @@ class GANRecipe(Recipe):
         found = super().dataset()
         if isinstance(found, AudioDataset) or len(found.shape) not in (1, 3):
             raise DataError(f"an adversarial network is of images and vectors, and {self.data!r} is neither")
+        if isinstance(found, ImageDataset) and any(len(part.x) < 2 for part in found.splits.values()):
+            sizes = ", ".join(f"{len(part.x)} {name}" for name, part in found.splits.items())
+            raise DataError(
+                f"an adversarial network is judged on two images or more of each split, and {self.data!r} has {sizes}"
+            )
         return found
 
     def batch(self, dataset: Dataset) -> int:

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line)
         if any(name.partition(":")[0] not in data.IMAGES for name in names):
             print(f"pictures of folders: their central square, bicubic, antialiased, to {size}x{size}")
-    except GenmodelsError as error:
+    except (GenmodelsError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -86,9 +86,13 @@ def wasserstein(
     if x.shape[1] > 1:
         axes = _axes(x.shape[1], directions, key).to(x)
         x, y = x @ axes, y @ axes
-    cost = _transport(x.mT.contiguous(), y.mT.contiguous(), *masses, p).mean()
+    gaps, mass = _transport(x.mT.contiguous(), y.mT.contiguous(), *masses)
+    # Powers of gaps in units of the largest neither overflow nor vanish.
+    unit = gaps.detach().max()
+    unit = torch.where(unit > 0.0, unit, 1.0)
+    cost = ((gaps / unit) ** p * mass).sum(dim=1).mean()
     # The root is infinitely steep at 0, and that times the 0 of the cost's own gradient would be NaN.
-    return torch.where(cost > 0.0, cost, 1.0) ** (1.0 / p) * (cost > 0.0)
+    return unit * torch.where(cost > 0.0, cost, 1.0) ** (1.0 / p) * (cost > 0.0)
 
 
 def _samples(name: str, x: Tensor) -> Tensor:
@@ -121,11 +125,11 @@ def _axes(dimensions: int, directions: int, key: Tensor | int) -> Tensor:
     return (axes / axes.norm(dim=1, keepdim=True)).mT
 
 
-def _transport(x: Tensor, y: Tensor, a: Tensor, b: Tensor, p: float) -> Tensor:
-    """The integral of each row of x (L, n) with masses a (n,) against the same row of y (L, m) with masses b."""
+def _transport(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """How far, and how much of it, the mass a (n,) of each row of x (L, n) goes to become b (m,) on the same row of y."""
     (x, i), (y, j) = x.sort(dim=1), y.sort(dim=1)
     if len(a) == len(b) and bool((a == a[0]).all()) and bool((b == b[0]).all()):
-        return ((x - y).abs() ** p).mean(dim=1)
+        return (x - y).abs(), a
     cumulated_x, cumulated_y = a[i].cumsum(dim=1), b[j].cumsum(dim=1)
     # Between neighbouring levels of either distribution function both quantiles are constant; they are looked up in
     # the middle, where no rounding of a level matters.
@@ -134,5 +138,4 @@ def _transport(x: Tensor, y: Tensor, a: Tensor, b: Tensor, p: float) -> Tensor:
     middle = 0.5 * (before + levels)
     at_x = torch.searchsorted(cumulated_x, middle).clamp_max(x.shape[1] - 1)
     at_y = torch.searchsorted(cumulated_y, middle).clamp_max(y.shape[1] - 1)
-    gaps = (x.gather(1, at_x) - y.gather(1, at_y)).abs() ** p
-    return (gaps * (levels - before)).sum(dim=1)
+    return (x.gather(1, at_x) - y.gather(1, at_y)).abs(), levels - before

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CheckpointError
+from ..errors import DAMAGED, CheckpointError
 from .extractor import unit_images
 
 SIZE = 299
@@ -212,7 +213,15 @@ def inception(file: str | os.PathLike[str]) -> Inception:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (
+        *DAMAGED,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+        struct.error,
+    ) as error:
         raise CheckpointError(f"cannot read Inception weights {path}: {str(error).splitlines()[0]}") from None
     network = Inception(f"weights {path.name}, SHA-256 {digest}...")
     try:

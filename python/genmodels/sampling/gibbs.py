@@ -77,7 +77,10 @@ def gibbs(
     cut = _blocks(sites, graph, blocks, device)
     noise = Noise(key, first=first, device=device)
     if energy is not None:
-        allowed = torch.as_tensor(values, device=device).to(initial.dtype)
+        given = torch.as_tensor(values, device=device)
+        allowed = given.to(initial.dtype)
+        if not torch.equal(allowed.double(), given.double()):
+            raise ValueError(f"gibbs: initial is {initial.dtype}, which cannot hold the values {given.tolist()}")
         if not bool(torch.isin(initial, allowed).all()):
             raise ValueError(f"gibbs: initial must hold only the values {allowed.tolist()}")
         if graph is not None:

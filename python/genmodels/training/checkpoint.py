@@ -86,6 +86,8 @@ def save_step(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Map
     """Write ``checkpoint-STEP.safetensors``; then, the new one being safe, keep one older and drop the others."""
     path = folder / f"checkpoint-{step:08d}.safetensors"
     save(path, tensors, state)
+    for torn in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        torn.unlink(missing_ok=True)
     for old in [other for other in checkpoints(folder) if other.name < path.name][1:]:
         old.unlink(missing_ok=True)
     return path
@@ -112,6 +114,28 @@ def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], Path] 
     if reasons:
         raise CheckpointError("; ".join(reasons))
     return None
+
+
+def refuse_another_run(path: Path, state: Mapping[str, Any], fingerprint: Mapping[str, Any], processes: int) -> None:
+    """Raise a CheckpointError, with what differs, if a checkpoint was not written by the run that goes on now."""
+    theirs = state["fingerprint"] | {"processes": state["world"]}
+    # As it comes back from JSON: tuples as lists.
+    ours = json.loads(json.dumps(dict(fingerprint))) | {"processes": processes}
+    differ = [k for k in theirs | ours if theirs.get(k) != ours.get(k)]
+    if differ:
+        differ = ["model"] if "model" in differ else differ  # the options of two models say nothing more
+        found, wanted = (", ".join(f"{k}={run.get(k)!r}" for k in differ) for run in (theirs, ours))
+        raise CheckpointError(
+            f"{path} belongs to another run, with {found} where {wanted} was asked for: choose another folder"
+        )
+
+
+def misfit(path: Path, error: Exception) -> CheckpointError:
+    """Why the content of a checkpoint cannot be loaded: of PyTorch's list of reasons, the first few."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reasons = lines[1:4] if len(lines) > 1 else lines
+    more = f", and {len(lines) - 4} more" if len(lines) > 4 else ""
+    return CheckpointError(f"{path} does not fit this model: {' '.join(reasons)}{more}")
 
 
 def pack_optimizer(prefix: str, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

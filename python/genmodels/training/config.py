@@ -46,9 +46,15 @@ class Fit:
     def __post_init__(self) -> None:
         if self.max_seconds is None and self.max_steps is None:
             raise ValueError("Fit: give max_seconds or max_steps, or both")
-        for name in ("accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Fit: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_steps", "accumulate", "log_every"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"Fit: {name} must be at least 1, got {count}")
+        for name in ("max_seconds", "lr"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"Fit: {name} must be positive and finite, got {value}")
+        for name in ("weight_decay", "warmup_steps", "clip", "evaluations", "checkpoint_seconds"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"Fit: {name} must be 0 or more and finite, got {value}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"Fit: ema must be in [0, 1), got {self.ema}")
 

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..errors import GenmodelsError
+
 
 class Group:
     """This process among those of ``torchrun`` (its environment variables), or alone.
@@ -70,10 +72,19 @@ class _Losses(nn.Module):
 
 
 def local_device(name: str = "auto") -> torch.device:
-    """``auto``: this process's GPU if there is one, else the CPU."""
+    """``auto``: this process's GPU if there is one, else the CPU.
+
+    Raises:
+        GenmodelsError: there is no such device on this machine.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()  # the meta device, too, has nothing to train on
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise GenmodelsError(f"device {name!r} cannot be used here ({reason}); try auto or cpu") from None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import threading
@@ -57,9 +56,29 @@ def fit(
 
     Raises:
         CheckpointError: the checkpoints in ``out`` are damaged or belong to a different run.
-        GenmodelsError: the loss stayed NaN or infinite for 20 steps.
+        GenmodelsError: the loss or its gradient stayed NaN or infinite for 20 updates.
     """
     return _Run(model, stream, Path(out), config, parts, evaluate, dict(fingerprint or {}), best).go()
+
+
+def write_down(
+    model: nn.Module, out: Path, figures: Mapping[str, float], *, fingerprint: Mapping[str, Any], processes: int = 1
+) -> Result:
+    """Leave in ``out`` what :func:`fit` leaves, of a model that needed no training.
+
+    Raises:
+        CheckpointError: the checkpoints in ``out`` are damaged or belong to a different run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if found := checkpoint.load_newest(out):
+        checkpoint.refuse_another_run(found[2], found[1], fingerprint, processes)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    state = {"step": 1, "seconds": 0.0, "fingerprint": dict(fingerprint), "world": processes}
+    checkpoint.save_step(out, 1, tensors, state)
+    log = Log(out, bar=False)
+    log.write("evaluate", 1, {"seconds": 0.0, **figures})
+    log.close()
+    return Result(1, 0.0, None)
 
 
 def _keep_freed_memory() -> None:
@@ -84,8 +103,7 @@ class _Run:
         best: Best | None,
     ) -> None:
         self.config, self.stream, self.out, self.evaluate = config, stream, out, evaluate
-        # As it comes back from JSON: tuples as lists.
-        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.fingerprint = fingerprint
         self.device = local_device(config.device)
         if self.device.type == "cpu":
             _keep_freed_memory()
@@ -138,15 +156,7 @@ class _Run:
         if found is None:
             return False
         tensors, state, path = found
-        theirs = state["fingerprint"] | {"processes": state["world"]}
-        ours = self.fingerprint | {"processes": self.group.world}
-        differ = [f"{k}={theirs.get(k)!r}" for k in theirs | ours if theirs.get(k) != ours.get(k)]
-        if differ:
-            wanted = [f"{k}={ours.get(k)!r}" for k in theirs | ours if theirs.get(k) != ours.get(k)]
-            raise CheckpointError(
-                f"{path} belongs to another run, with {', '.join(differ)} where {', '.join(wanted)} was asked for: "
-                "choose another folder"
-            )
+        checkpoint.refuse_another_run(path, state, self.fingerprint, self.group.world)
         trained = weights.strip(tensors, "model.")
         try:
             self.model.load_state_dict(trained)
@@ -154,14 +164,14 @@ class _Run:
                 packed = checkpoint.unpack_optimizer(f"optimizer.{name}", tensors, state["optimizers"][name])
                 part.optimizer.load_state_dict(packed)
                 checkpoint.lay_out(part.optimizer)
+            self.stream.load_state_dict(state["stream"])
         except (RuntimeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{path} does not fit this model: {str(error).splitlines()[0]}") from None
+            raise checkpoint.misfit(path, error) from None
         if self.ema:
             self.ema = {k: v.to(self.device) for k, v in (weights.strip(tensors, "ema.") or trained).items()}
         torch.set_rng_state(tensors[f"rng.{self.group.rank}.cpu"])
         if self.device.type == "cuda" and (cuda := tensors.get(f"rng.{self.group.rank}.cuda")) is not None:
             torch.cuda.set_rng_state(cuda, self.device)
-        self.stream.load_state_dict(state["stream"])
         self.step, self.seconds = state["step"], state["seconds"]
         return True
 
@@ -220,8 +230,8 @@ class _Run:
 
     def progress(self) -> float:
         """The share of the budget that is used up."""
-        by_steps = self.step / self.config.max_steps if self.config.max_steps else 0.0
-        by_time = self.seconds / self.config.max_seconds if self.config.max_seconds else 0.0
+        by_steps = self.step / self.config.max_steps if self.config.max_steps is not None else 0.0
+        by_time = self.seconds / self.config.max_seconds if self.config.max_seconds is not None else 0.0
         return max(by_steps, by_time)
 
     def update(self) -> dict[str, Tensor]:
@@ -270,16 +280,19 @@ class _Run:
             for name, value in found.items():
                 total[name] = total.get(name, 0.0) + value.detach() / config.accumulate
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
-        # A step along a gradient that is not a number would destroy the weights: leave it out, and give up after 20.
-        if bool(norm.isfinite()):
+        # A step along a gradient that is not a number would destroy the weights, and one from a loss that is none means
+        # nothing: leave them out, and give up after 20. The losses of several processes differ.
+        bad = not bool(norm.isfinite() & total["loss"].isfinite())
+        if not self.group.agree(bad)[0]:
             optimizer.step()
             self.bad_steps = 0
         else:
             self.bad_steps += 1
             if self.bad_steps == 20:
+                kept = f"the last good checkpoint stays in {self.out}" if checkpoint.checkpoints(self.out) else ""
                 raise GenmodelsError(
-                    f"the gradient has not been finite for 20 updates (step {self.step}, loss {float(total['loss'])}); "
-                    f"the last good checkpoint stays in {self.out}: try a smaller lr"
+                    f"loss and gradient have not been finite for 20 updates (step {self.step}, loss "
+                    f"{float(total['loss'])}): try a smaller lr{kept and '; ' + kept}"
                 )
         total["gradient_norm"] = norm.detach()
         return total

@@ -31,7 +31,7 @@ def load_weights(model: nn.Module, out: Path, which: Literal["best", "last"] = "
     try:
         model.load_state_dict(strip(tensors, "ema.") or strip(tensors, "model."))
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit this model: {str(error).splitlines()[0]}") from None
+        raise checkpoint.misfit(path, error) from None
     return int(state["step"])
 
 

@@ -53,6 +53,7 @@ class VAERecipe(Recipe):
     """Variational autoencoder (Kingma and Welling 2014) of images; with --mask-rate 0.8 it fills in hidden regions."""
 
     summary: ClassVar[str] = "variational autoencoder (Kingma and Welling 2014); --mask-rate teaches it to fill in"
+    may_be_zero: ClassVar[frozenset[str]] = frozenset({"depth"})
 
     batch_size: int = 128
     fit: Fit = field(default_factory=lambda: Fit(max_seconds=120.0, lr=2e-3))
@@ -172,7 +173,8 @@ class VAERecipe(Recipe):
             plane += f", class {images.classes[label] if images.classes else label}"
             grid = model.manifold(20, x=x[:2000], y=y[:2000], label=label)
         drawn.manifold(files["manifold"], grid, plane)
-        corners = few[:4] if y is None or label is None else x[y == label][:4]
+        corners = few if y is None or label is None else x[y == label]
+        corners = corners[torch.arange(4) % len(corners)]
         between = model.interpolate(corners, 9, None if label is None else torch.tensor([label], device=model.device))
         pictures.grid(
             files["interpolation"], drawn.whole(between.flatten(0, 1)), columns=9, title="between four test images"
