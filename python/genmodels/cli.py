@@ -54,10 +54,11 @@ class Sample:
     """Draw samples of a trained model."""
 
     run: Path
-    """Folder of the run."""
+    """Folder of the run; may be given first, without --run."""
     out: Path | None = None
     """The picture; RUN/samples-SEED.png if not given. An existing file is not overwritten."""
     n: int = 96
+    """Samples; of a model that is told classes, about so many, a column for each class."""
     seed: int = 0
     temperature: float = 1.0
     """Scale of the latent noise: below 1, likelier and less varied samples."""
@@ -71,7 +72,7 @@ class Evaluate:
     """Print a trained model's figures as one line of JSON."""
 
     run: Path
-    """Folder of the run."""
+    """Folder of the run; may be given first, without --run."""
     split: str = "test"
     """test or valid."""
     record: Path | None = None

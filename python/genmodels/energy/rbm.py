@@ -249,16 +249,16 @@ class RBM(Machine):
 
     # Files.
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the machine, chains and all, to one file."""
         options = {"shape": self.shape, "hidden": self.hidden, "visible": self.visible, "levels": self.levels}
         options |= {"categories": self.categories, "learning": dataclasses.asdict(self.learning)}
-        checkpoint.save(path, self.state_dict(), {"rbm": options})
+        checkpoint.save(Path(path), self.state_dict(), {"rbm": options})
 
     @classmethod
-    def load(cls, path: Path) -> RBM:
+    def load(cls, path: str | Path) -> RBM:
         """The machine of :meth:`save`."""
-        tensors, state = checkpoint.load(path)
+        tensors, state = checkpoint.load(Path(path))
         options = state["rbm"]
         model = cls(
             options.pop("shape"), options.pop("hidden"), **options | {"learning": Learning(**options["learning"])}

@@ -87,6 +87,7 @@ class GaussianRecipe(FlowRecipe):
     summary: ClassVar[str] = "one full-covariance Gaussian, the baseline of the flows; images, tables and 2-D densities"
 
     fit: Fit = field(default_factory=lambda: Fit(max_steps=1))
+    """Only the seed matters: the fit is in closed form."""
     shrink: float = 0.01
     """Share by which covariances are made smaller."""
 

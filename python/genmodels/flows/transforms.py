@@ -264,10 +264,15 @@ class Squeeze(Transform):
     """Space to depth: (B, C, H, W) to (B, 4 C, H / 2, W / 2) (Dinh et al. 2017, section 3.6)."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return F.pixel_unshuffle(x, 2), no_change(x)
+        n, channels, height, width = x.shape
+        # Of an empty batch PyTorch's functions leave the shape as it is.
+        y = F.pixel_unshuffle(x, 2) if n else x.reshape(0, 4 * channels, height // 2, width // 2)
+        return y, no_change(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return F.pixel_shuffle(z, 2), no_change(z)
+        n, channels, height, width = z.shape
+        x = F.pixel_shuffle(z, 2) if n else z.reshape(0, channels // 4, 2 * height, 2 * width)
+        return x, no_change(z)
 
 
 class Flatten(Transform):

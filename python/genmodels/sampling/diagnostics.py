@@ -36,7 +36,7 @@ class Diagnostics:
 
 
 def _check(name: str, x: Tensor, least: int) -> None:
-    if x.dim() < 2 or x.shape[1] < least:
+    if x.dim() < 2 or x.shape[1] < least or not len(x):
         raise ValueError(f"{name} needs draws of shape (chains, at least {least}, ...), got {tuple(x.shape)}")
 
 

@@ -75,6 +75,8 @@ class Samples:
 
     def resample(self, n: int, *, key: Tensor | int | None = None) -> Tensor:
         """``n`` samples (n, *shape) of equal weight: every draw about ``n`` times its weight (systematic resampling)."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise ValueError(f"resample: n must be an int of at least 0, got {n!r}")
         steps = self.weights().cumsum(0)
         start = Noise(key, device=self.samples.device).uniform(1, torch.float64)
         places = (torch.arange(n, device=steps.device) + start) / n * steps[-1]

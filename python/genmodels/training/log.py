@@ -55,13 +55,13 @@ class Log:
             self._bar.close()
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a run as if it had never been interrupted.
 
     Steps that a resumed run did again replace the first attempt; a line cut short by a kill is passed over.
     """
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
