@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import native
 
-_INTEGERS = (int, torch.SymInt)
+INTEGERS = (int, torch.SymInt)
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -21,6 +21,8 @@ alike = getattr(native.door(), "alike", lambda *tensors: False)
 def tensor(op: str, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be dense (torch.strided), got {value.layout}")
     return value
 
 
@@ -59,6 +61,11 @@ def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def flag(op: str, name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {value!r}")
+
+
 def key(op: str, value: object, first: object) -> None:
     found = tensor(op, "key", value)
     if found.dtype != torch.int64 or found.shape != (2,):
@@ -66,5 +73,5 @@ def key(op: str, value: object, first: object) -> None:
             f"{op}: key must be an int64 tensor of shape (2,) as made by gmkernels.random.key, "
             f"got {found.dtype} of shape {tuple(found.shape)}"
         )
-    if not isinstance(first, _INTEGERS) or first < 0:
+    if not isinstance(first, INTEGERS) or first < 0:
         raise ValueError(f"{op}: first must be a non-negative int, got {first!r}")

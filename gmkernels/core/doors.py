@@ -177,9 +177,9 @@ class Operator:
             return self._unusual(*args)
         backend, args = args[-1], args[:-1]
         if self.reference is not None:
-            wanted = _backends.setting.name if backend == "auto" else backend
-            if args[0].is_cpu and (wanted == "auto" or wanted == self._cpu_default):
-                backend = self._cpu_default or self._settle_cpu_default(args)
+            wanted, usual = _backends.setting.name if backend == "auto" else backend, self._cpu_default
+            if args[0].is_cpu and (wanted == "auto" or wanted == usual is not None):
+                backend = usual or self._settle_cpu_default(args)
             else:
                 backend = self._resolve(args, backend)
             if backend == "reference":
@@ -244,8 +244,11 @@ def backend_for(op: str | Callable[..., object], *tensors: Tensor) -> str:
         op: the public function or its name, such as ``gmkernels.affine_coupling`` or ``"affine_coupling"``.
         tensors: the tensors of the call.
     """
-    name = op if isinstance(op, str) else op.__name__
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     operator = OPERATORS.get(ALIASES.get(name, name)) or OPERATORS.get(f"random_{name}")
     if operator is None:
-        raise ValueError(f"backend_for: unknown operator {name!r}; known are {', '.join(sorted(OPERATORS))}")
+        known = [found.name.removeprefix("random_") for found in OPERATORS.values() if found.reference is not None]
+        raise ValueError(f"backend_for: unknown operator {name!r}; known are {', '.join(sorted((*known, *ALIASES)))}")
+    if not tensors:
+        raise ValueError(f"backend_for: give the tensors of the call of {name}")
     return _backends.resolve(name, "auto", tensors, operator.backends)

@@ -56,9 +56,10 @@ def cpu() -> Any:
 def door() -> Any:
     """The C++ core as the eager door and argument checks ask it about tensors (csrc/door.h); None where it is not built."""
     core = _load_cpu()[0]
-    if core is not None:
-        core.open_door(torch.Tensor, torch.nn.Parameter)
-        takes_tensors()
+    if not hasattr(core, "open_door"):  # or was built from older sources
+        return None
+    core.open_door(torch.Tensor, torch.nn.Parameter)
+    takes_tensors()
     return core
 
 

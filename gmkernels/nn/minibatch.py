@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gmkernels.core import checks
 from gmkernels.ops.minibatch import minibatch_discrimination
 
 
@@ -68,10 +69,11 @@ class MinibatchDiscrimination(nn.Module):
         """
         if self.log_scale is None:
             raise RuntimeError("init_from_batch needs MinibatchDiscrimination(..., weight_scale=True)")
+        if len(x) < 2:
+            raise ValueError(f"init_from_batch: distances need two samples at least, got {len(x)}")
         m = self._project(x)
-        pairs = m.flatten(1).unsqueeze(0) - m.flatten(1).unsqueeze(1)
-        distance = pairs.abs().reshape(len(x), len(x), self.num_kernels, self.kernel_dim).sum(3)
-        mean = distance.sum((0, 1)) / max(1, len(x) * (len(x) - 1))
+        # One kernel at a time: all pairs of all kernels would fill the memory.
+        mean = torch.stack([torch.pdist(one.double(), p=1).mean() for one in m.unbind(1)])
         self.log_scale.sub_(mean.clamp_min(1e-12).log().repeat_interleave(self.kernel_dim))
         if self.bias is not None:
             self.bias.copy_(-minibatch_discrimination(self._project(x), backend=self.backend).mean(0))
@@ -86,6 +88,7 @@ class MinibatchDiscrimination(nn.Module):
         return (x @ weight).unflatten(1, (self.num_kernels, self.kernel_dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        checks.floating("MinibatchDiscrimination", "x", x)
         if x.dim() != 2 or x.shape[1] != self.in_features:
             raise ValueError(
                 f"MinibatchDiscrimination: x must have shape (batch, {self.in_features}), got {tuple(x.shape)}"

@@ -31,6 +31,10 @@ class VirtualBatchNorm(nn.Module):
 
     def __init__(self, num_features: int, eps: float = 1e-5, *, backend: str = "auto") -> None:
         super().__init__()
+        if num_features < 1 or not eps >= 0:
+            raise ValueError(
+                f"VirtualBatchNorm: num_features must be positive and eps 0 or more, got {num_features} and {eps}"
+            )
         self.num_features, self.eps, self.backend = num_features, eps, backend
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))

@@ -84,3 +84,16 @@ def test_the_layer_appends_its_similarities_to_its_input() -> None:
     assert out.shape == (9, 10) and torch.equal(out[:, :6], x)
     # Equal inputs have equal features, whatever the weights are.
     assert torch.equal(layer(x[:1].expand(9, 6))[:, 6:], torch.full((9, 4), 8.0, dtype=torch.float64))
+
+
+def test_the_original_code_s_initialisation_makes_distances_one_and_centres_the_features() -> None:
+    torch.manual_seed(0)
+    layer = gmk.nn.MinibatchDiscrimination(6, 4, 3, weight_scale=True, bias=True).double()
+    x = 7 * numbers(9, 6)
+    layer.init_from_batch(x)
+    m = layer._project(x)
+    pairs = (m[:, None] - m).abs().sum(3).sum((0, 1)) / (9 * 8)
+    torch.testing.assert_close(pairs, torch.ones(4, dtype=torch.float64), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(layer(x)[:, 6:].mean(0), torch.zeros(4, dtype=torch.float64), rtol=0.0, atol=1e-12)
+    with pytest.raises(ValueError, match="two samples at least, got 1"):
+        layer.init_from_batch(x[:1])

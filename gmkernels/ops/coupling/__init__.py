@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -80,6 +82,8 @@ def affine_coupling(
     if not usual:
         log_scale, shift = _fitted(x, log_scale, shift)
     limit = clamp_of("affine_coupling", scale_map, clamp)
+    if inverse is not False and inverse is not True:
+        checks.flag("affine_coupling", "inverse", inverse)
     if mask is not None:
         mask = _mask(mask, x)
     keep = (
@@ -117,11 +121,12 @@ def _expand(name: str, value: Tensor, x: Tensor) -> Tensor:
 
 def clamp_of(op: str, scale_map: str, clamp: float | None) -> float:
     """The constant of a scale map: the one given, or its default."""
-    limit = reference.SCALE_MAPS.get(scale_map)
-    if limit is None:
+    if not isinstance(scale_map, str) or scale_map not in reference.SCALE_MAPS:
         checks.choice(op, "scale_map", scale_map, SCALE_MAPS)
     if clamp is None:
-        return limit  # type: ignore[return-value]
+        return reference.SCALE_MAPS[scale_map]
+    if not isinstance(clamp, numbers.Real | Tensor):
+        raise TypeError(f"{op}: clamp must be a number or None, got {clamp!r}")
     zero_allowed = scale_map in ("sigmoid", "reciprocal_sigmoid")
     if not (clamp > 0 or zero_allowed and clamp == 0):
         bound = "0 or more" if zero_allowed else "positive"

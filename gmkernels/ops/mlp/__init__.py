@@ -152,6 +152,7 @@ def affine_coupling_mlp(
     """
     op = "affine_coupling_mlp"
     limit = clamp_of(op, scale_map, clamp)
+    checks.flag(op, "inverse", inverse)
     if checks.tensor(op, "x", x).dim() != 2 or not 0 < abs(split) < x.shape[1]:
         raise ValueError(
             f"{op}: x must have shape (batch, features) and split must leave some features on both sides, got "
@@ -185,6 +186,9 @@ def _checked(
     name: str = "x",
 ) -> list[Tensor | None]:
     """Weights and biases in turn, filled up with None, once all is found to fit. ``width``: how much of x is read."""
+    for kind, given in (("weights", weights), ("biases", biases)):
+        if (isinstance(given, Tensor) or not hasattr(given, "__len__")) and not (kind == "biases" and given is None):
+            raise TypeError(f"{op}: {kind} must be a sequence of tensors, got {type(given).__name__}")
     count = len(weights)
     biases = (None,) * count if biases is None else biases
     if not (1 <= count <= library.LAYERS and len(biases) == count):

@@ -60,7 +60,11 @@ def key(
 
 
 def _shape(op: str, shape: int | Sequence[int]) -> list[int]:
-    sizes = [shape] if isinstance(shape, int) else list(shape)
+    try:
+        sizes = [shape] if isinstance(shape, checks.INTEGERS) else list(shape)
+        sizes = [size if isinstance(size, checks.INTEGERS) else operator.index(size) for size in sizes]
+    except TypeError:
+        raise TypeError(f"{op}: shape must be an int or a sequence of ints, got {shape!r}") from None
     if any(size < 0 for size in sizes):
         raise ValueError(f"{op}: shape must not have negative sizes, got {tuple(sizes)}")
     return sizes
