@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class HistoricalAverage(nn.Module):
@@ -52,10 +53,10 @@ class HistoricalAverage(nn.Module):
         return [self.get_buffer(f"average_{i}") for i in range(len(self._parameters_of))]
 
     def penalty(self) -> Tensor:
-        """The squared distance of all parameters from their averages, a 0-d tensor; gradients reach the parameters,
-        where one is at its average too."""
-        gaps = torch._foreach_sub(_wide(self._parameters_of), self.averages())
-        return torch.stack(torch._foreach_norm(gaps)).square().sum()
+        """The squared distance of all parameters from their averages, a 0-d tensor, twice differentiable everywhere."""
+        # Not by norms, which have no second derivative where a parameter is at its average.
+        now, before = (torch.cat([t.flatten() for t in ts]) for ts in (_wide(self._parameters_of), self.averages()))
+        return F.mse_loss(now, before, reduction="sum")
 
     @torch.no_grad()
     def update(self) -> None:

@@ -41,6 +41,8 @@ _GLUE = [
           "return y.to(x.dtype), -logdet if inverse else logdet", "return y.to(x.dtype), logdet", _COUPLING),
     Fault("reference-planar-without-autocast-care", "gmkernels/ops/coupling/reference.py",
           "h = torch.tanh((z * w_k).sum(1) + b_k)", "h = torch.tanh(z @ w_k + b_k)", _PLANAR),
+    Fault("reference-planar-squares-in-float32", "gmkernels/ops/coupling/reference.py",
+          "w_wide, u_wide = w_k.double(), u_k.double()", "w_wide, u_wide = w_k, u_k", _PLANAR),
     Fault("mask-inverted-for-all", "gmkernels/ops/coupling/__init__.py",
           "return mask.expand(x.shape[1:]).contiguous()", "return ~mask.expand(x.shape[1:]).contiguous()",
           _COUPLING + " or law or inverse"),

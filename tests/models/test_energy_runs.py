@@ -218,6 +218,10 @@ def test_chains_that_cannot_be_shared_out_are_refused(monkeypatch: pytest.Monkey
     [
         (["rbm", "--data", "moons"], "an energy-based model is of images, and 'moons' is none of them"),
         (["rbm", "--data", "digits", "--chains", "0"], "--chains must be 1 or more, got 0"),
+        (
+            ["rbm", "--data", "digits", "--visible", "softmax", "--categories", "18"],
+            "cannot be told apart among the 17",
+        ),
         (["hopfield", "--data", "digits", "--patterns", "9999"], "patterns must be between 1 and the"),
         (["hopfield", "--data", "ring"], "a Hopfield network stores images, and 'ring' is none of them"),
     ],

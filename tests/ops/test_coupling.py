@@ -8,6 +8,9 @@ from torch import Tensor
 
 import gmkernels as gmk
 from gmkernels.ops import coupling
+from gmkernels.testing import OperatorRow
+
+from .support import device, params
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -72,3 +75,22 @@ def test_tanh_is_kept_only_for_a_gradient_of_a_batch_that_fits_into_the_caches()
     assert _kept(gmk.affine_coupling(large, s[:1, :1].expand_as(large), large, scale_map="tanh", backend="cpu")[0]) == 0
     # A shift alone asks for dy, which is there already.
     assert _kept(gmk.affine_coupling(x, s.detach(), t.requires_grad_(), scale_map="tanh", backend="cpu")[0]) == 0
+
+
+@params(lambda row: row.operator == "planar_flow", one_per_operator=True, interpreted=True)
+@pytest.mark.parametrize("size", [1e-37, 1e-20, 1e-18, 1.0, 1e18, 1e20, 1e37])
+def test_planar_flows_along_short_and_long_directions(size: float, row: OperatorRow, backend: str) -> None:
+    """The square of w leaves the range of float32; what is asked for does not, but for derivatives by a very short w."""
+    torch.manual_seed(0)
+    wide = [torch.randn(5, 3), torch.randn(2, 3) / size**0.5, torch.randn(2, 3) * size, torch.randn(2)]
+    results = []
+    for dtype, name in ((torch.float32, backend), (torch.float64, "reference")):
+        leaves = [t.to(device(name), dtype).requires_grad_() for t in wide]
+        out = gmk.planar_flow(*leaves, backend=name)
+        first: tuple[Tensor, ...] = ()
+        if size > 1e-19:
+            first = torch.autograd.grad(out, leaves, [torch.ones_like(t) for t in out])
+        results.append([t.detach().cpu().double() for t in (*out, *first)])
+    for ours, true in zip(*results, strict=True):
+        assert ours.isfinite().all()
+        assert (ours - true).abs().max() <= 2e-6 * true.abs().max() + torch.finfo(torch.float32).tiny

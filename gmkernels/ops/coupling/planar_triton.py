@@ -4,6 +4,9 @@ With a = w.u and n = |w|^2, a flow adds h u' to z, where h = tanh(z.w + b), u' =
 shift = (softplus(-a) - 1) / n, and gain = softplus(a) = 1 + w.u'; its log-determinant is
 log J, J = h^2 + (1 - h^2) gain, a sum of two terms that are never negative.
 
+The square of a short or a long w leaves the range of float32, so u' is computed from w / s and s u, with a power of two s:
+a stays, n and shift are n / s^2 and s^2 shift, and s u' comes out. Multiplying by powers of two changes no other bit.
+
 The gradients by u, w and b are sums over the batch. A program adds up its samples in memory of its own; a second kernel
 adds up the programs. Their number, and with it the order of the sum, depends on the sizes of the problem alone.
 """
@@ -26,7 +29,34 @@ def _sum(x):
 
 
 @triton.jit
+def _unit(w):
+    """The largest power of two up to the largest ``|w|`` (from 2^-126 to 2^126; of a zero w, 1), and its inverse."""
+    largest = tl.max(tl.abs(w), axis=0, keep_dims=True)
+    bits = tl.where(largest == 0.0, 1.0, largest).to(tl.int32, bitcast=True) & 0x7F800000
+    bits = tl.minimum(tl.maximum(bits, 0x00800000), 0x7E800000)
+    return bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _direction(u, w):
+    """u' and gain of one flow."""
+    s, inverse = _unit(w)
+    norm, moving, a, gain, shift, u_hat = _scaled(s * u, inverse * w)
+    return inverse * u_hat, gain
+
+
+@triton.jit
+def _direction_tangent(u, w, du, dw):
+    """u' and gain, and their derivatives along (du, dw)."""
+    s, inverse = _unit(w)
+    u, w, du, dw = s * u, inverse * w, s * du, inverse * dw
+    norm, moving, a, gain, shift, u_hat = _scaled(u, w)
+    dnorm, da, dgain, dshift, du_hat = _scaled_tangent(u, w, du, dw, norm, moving, a, shift)
+    return inverse * u_hat, gain, inverse * du_hat, dgain
+
+
+@triton.jit
+def _scaled(u, w):
     """norm (1 where w is zero), whether w is not zero, a, gain, shift and u' of one flow."""
     a = _sum(w * u)
     norm = _sum(w * w)
@@ -38,7 +68,7 @@ def _direction(u, w):
 
 
 @triton.jit
-def _direction_tangent(u, w, du, dw, norm, moving, a, shift):
+def _scaled_tangent(u, w, du, dw, norm, moving, a, shift):
     """The derivatives of norm, a, gain, shift and u' along (du, dw)."""
     dnorm = 2.0 * _sum(w * dw)
     da = _sum(dw * u + w * du)
@@ -81,7 +111,7 @@ def _planar_flow_kernel(
     total = tl.zeros([ROWS], tl.float32)
     for k in tl.range(0, flows, num_stages=1):
         w_ = _row(w, k, dim, col)
-        norm, moving, a, gain, shift, u_hat = _direction(_row(u, k, dim, col), w_)
+        u_hat, gain = _direction(_row(u, k, dim, col), w_)
         h = tanh(_dot(z_, w_) + tl.load(b + k).to(tl.float32))
         z_ = _outer(h, u_hat, z_)
         total += log(tl.fma(tl.fma(-h, h, 1.0), gain, h * h))
@@ -124,15 +154,15 @@ def _planar_gradient_kernel(
         for k in tl.range(0, flows, num_stages=1):
             state = states + (own + k) * STATE
             u_, w_ = _row(u, k, dim, col), _row(w, k, dim, col)
-            norm, moving, a, gain, shift, u_hat = _direction(u_, w_)
+            if DOUBLE:
+                dw = _row(v_w, k, dim, col)
+                u_hat, gain, du_hat, dgain = _direction_tangent(u_, w_, _row(v_u, k, dim, col), dw)
+            else:
+                u_hat, gain = _direction(u_, w_)
             h = tanh(_dot(z_, w_) + tl.load(b + k).to(tl.float32))
             tl.store(state[:, None] + cell, z_)
             tl.store(state + 2 * ROWS * DIMS + lane, h)
             if DOUBLE:
-                dw = _row(v_w, k, dim, col)
-                dnorm, da, dgain, dshift, du_hat = _direction_tangent(
-                    u_, w_, _row(v_u, k, dim, col), dw, norm, moving, a, shift
-                )
                 q = tl.fma(-h, h, 1.0)
                 dh = q * (_dot(dz, w_) + _dot(z_, dw) + tl.load(v_b + k).to(tl.float32))
                 tl.store(state[:, None] + ROWS * DIMS + cell, dz)
@@ -154,7 +184,11 @@ def _planar_gradient_kernel(
             total = sums + (own + k) * SUM
             one = total + 3 * DIMS
             u_, w_ = _row(u, k, dim, col), _row(w, k, dim, col)
-            norm, moving, a, gain, shift, u_hat = _direction(u_, w_)
+            if DOUBLE:
+                dw = _row(v_w, k, dim, col)
+                u_hat, gain, du_hat, dgain = _direction_tangent(u_, w_, _row(v_u, k, dim, col), dw)
+            else:
+                u_hat, gain = _direction(u_, w_)
             h = tl.load(state + 2 * ROWS * DIMS + lane)
             q = tl.fma(-h, h, 1.0)
             jacobian = tl.fma(q, gain, h * h)
@@ -165,10 +199,6 @@ def _planar_gradient_kernel(
             _add(total + col, tl.sum(h[:, None] * g_, axis=0), later)
             _add(one, _sum(grown), later)
             if DOUBLE:
-                dw = _row(v_w, k, dim, col)
-                dnorm, da, dgain, dshift, du_hat = _direction_tangent(
-                    u_, w_, _row(v_u, k, dim, col), dw, norm, moving, a, shift
-                )
                 dh = tl.load(state + 2 * ROWS * DIMS + ROWS + lane)
                 dq = -2.0 * h * dh
                 djacobian = tl.fma(2.0 * h * (1.0 - gain), dh, q * dgain)
@@ -214,8 +244,10 @@ def _planar_parameters_kernel(
     one = tl.zeros([1], tl.int64)
     sums += (one + k) * SUM
     u_, w_ = _row(u, k, dim, col), _row(w, k, dim, col)
-    norm, moving, a, gain, shift, u_hat = _direction(u_, w_)
-    g_hat = _total(sums, col, flows, programs, SUM, STEP)
+    s, inverse = _unit(w_)
+    u_, w_ = s * u_, inverse * w_
+    norm, moving, a, gain, shift, u_hat = _scaled(u_, w_)
+    g_hat = inverse * _total(sums, col, flows, programs, SUM, STEP)
     g_w = _total(sums + DIMS, col, flows, programs, SUM, STEP)
     g_gain = _total(sums + 3 * DIMS, one, flows, programs, SUM, 128)
     g_b = _total(sums + 3 * DIMS + 1, one, flows, programs, SUM, 128)
@@ -225,23 +257,23 @@ def _planar_parameters_kernel(
     g_a = tl.where(moving, g_gain * up - pull * down, 0.0)
     g_norm = tl.where(moving, -pull * shift, 0.0)
     if DOUBLE:
-        du, dw = _row(v_u, k, dim, col), _row(v_w, k, dim, col)
-        dnorm, da, dgain, dshift, du_hat = _direction_tangent(u_, w_, du, dw, norm, moving, a, shift)
-        dg_hat = _total(sums + 2 * DIMS, col, flows, programs, SUM, STEP)
+        du, dw = s * _row(v_u, k, dim, col), inverse * _row(v_w, k, dim, col)
+        dnorm, da, dgain, dshift, du_hat = _scaled_tangent(u_, w_, du, dw, norm, moving, a, shift)
+        dg_hat = inverse * _total(sums + 2 * DIMS, col, flows, programs, SUM, STEP)
         dg_gain = _total(sums + 3 * DIMS + 2, one, flows, programs, SUM, 128)
         dpull = tl.div_rn(_sum(dg_hat * w_) + _sum(g_hat * dw) - pull * dnorm, norm)
         dup = up * down * da
         dg_a = tl.where(moving, dg_gain * up + g_gain * dup - dpull * down + pull * dup, 0.0)
         dg_norm = tl.where(moving, -dpull * shift - pull * dshift, 0.0)
         g_u = dg_hat + tl.fma(dg_a, w_, g_a * dw)
-        g_w += tl.fma(shift, dg_hat, dshift * g_hat) + tl.fma(dg_a, u_, g_a * du)
-        g_w += 2.0 * tl.fma(dg_norm, w_, g_norm * dw)
+        g_own = tl.fma(shift, dg_hat, dshift * g_hat) + tl.fma(dg_a, u_, g_a * du)
+        g_own += 2.0 * tl.fma(dg_norm, w_, g_norm * dw)
     else:
         g_u = tl.fma(g_a, w_, g_hat)
-        g_w += tl.fma(shift, g_hat, tl.fma(g_a, u_, 2.0 * g_norm * w_))
+        g_own = tl.fma(shift, g_hat, tl.fma(g_a, u_, 2.0 * g_norm * w_))
     at = (one + k) * dim + col
-    tl.store(grad_u + at, g_u, mask=col < dim)
-    tl.store(grad_w + at, g_w, mask=col < dim)
+    tl.store(grad_u + at, s * g_u, mask=col < dim)
+    tl.store(grad_w + at, g_w + inverse * g_own, mask=col < dim)
     tl.store(grad_b + k + one, g_b)
 
 

@@ -66,10 +66,13 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Ten
         # u_hat = u + (m(w.u) - w.u) w / |w|^2 with m(a) = softplus(a) - 1, written without the cancellation of
         # m(a) - a: it is softplus(-a) - 1. A zero w leaves a plain shift, which needs no correction.
         # Products and sums, not @: autocast would round that to 16 bits.
-        wu, norm = (w_k * u_k).sum(), (w_k * w_k).sum()
+        # In float64: the square of a short or a long w leaves the range of float32.
+        w_wide, u_wide = w_k.double(), u_k.double()
+        wu, norm = (w_wide * u_wide).sum(), (w_wide * w_wide).sum()
         moving = norm > 0
-        gain = torch.where(moving, softplus(wu), 1.0)  # m(w.u) + 1 = 1 + w.u_hat
-        u_hat = u_k + torch.where(moving, (softplus(-wu) - 1.0) / torch.where(moving, norm, 1.0), 0.0) * w_k
+        gain = torch.where(moving, softplus(wu), 1.0).to(wide)  # m(w.u) + 1 = 1 + w.u_hat
+        shift = torch.where(moving, (softplus(-wu) - 1.0) / torch.where(moving, norm, 1.0), 0.0)
+        u_hat = (u_wide + shift * w_wide).to(wide)
         h = torch.tanh((z * w_k).sum(1) + b_k)
         z = z + h.unsqueeze(1) * u_hat
         # 1 + (1 - h^2) w.u_hat, again as a sum of two terms that are never negative.

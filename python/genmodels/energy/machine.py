@@ -49,8 +49,6 @@ class Machine(nn.Module):
             raise ValueError(f"RBM: visible must be one of {', '.join(units.VISIBLE)}, got {visible!r}")
         if visible == "softmax" and categories < 2:
             raise ValueError(f"RBM: categories must be at least 2, got {categories}")
-        if visible == "softmax" and categories > levels:
-            raise ValueError(f"RBM: {categories} categories cannot be told apart among {levels} levels")
         self.visible, self.levels, self.hidden = visible, levels, hidden
         self.categories = categories if visible == "softmax" else 1
         self.sites = math.prod(self.shape)

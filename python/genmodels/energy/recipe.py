@@ -124,6 +124,10 @@ class RBMRecipe(_Images):
 
     def build(self, dataset: Dataset) -> RBM:
         images = cast(ImageDataset, dataset)
+        if self.visible == "softmax" and self.categories > images.levels:
+            raise DataError(
+                f"{self.categories} categories cannot be told apart among the {images.levels} levels of {self.data!r}"
+            )
         names = ("method", "steps", "chains", "replicas", "beta_min", "centred", "sparsity", "target")
         learning = Learning(seed=self.fit.seed, **{name: getattr(self, name) for name in names})
         model = RBM(
