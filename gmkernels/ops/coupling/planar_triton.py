@@ -1,11 +1,9 @@
 """Triton kernels of planar flows: a program keeps the z of a few samples in registers through all K flows.
 
-With a = w.u and n = |w|^2, a flow adds h u' to z, where h = tanh(z.w + b), u' = u + shift w,
-shift = (softplus(-a) - 1) / n, and gain = softplus(a) = 1 + w.u'; its log-determinant is
-log J, J = h^2 + (1 - h^2) gain, a sum of two terms that are never negative.
-
-The square of a short or a long w leaves the range of float32, so u' is computed from w / s and s u, with a power of two s:
-a stays, n and shift are n / s^2 and s^2 shift, and s u' comes out. Multiplying by powers of two changes no other bit.
+With a = w.u, v = w / s and n = |v|^2, a flow adds h u' to z, where h = tanh(z.w + b), u' = u + shift v,
+shift = (softplus(-a) - 1) / (s n), and gain = softplus(a) = 1 + w.u'; its log-determinant is
+log J, J = h^2 + (1 - h^2) gain, a sum of two terms that are never negative. s is a power of two near |w|: the square of a
+short or a long w would leave the range of float32. Programs keep v and s; multiplying by s rounds nothing.
 
 The gradients by u, w and b are sums over the batch. A program adds up its samples in memory of its own; a second kernel
 adds up the programs. Their number, and with it the order of the sum, depends on the sizes of the problem alone.
@@ -29,52 +27,35 @@ def _sum(x):
 
 
 @triton.jit
-def _unit(w):
-    """The largest power of two up to the largest ``|w|`` (from 2^-126 to 2^126; of a zero w, 1), and its inverse."""
+def _split(w):
+    """v, s and 1 / s: s is the largest power of two up to the largest ``|w|``, from 2^-126 to 2^126; of a zero w, 1."""
     largest = tl.max(tl.abs(w), axis=0, keep_dims=True)
     bits = tl.where(largest == 0.0, 1.0, largest).to(tl.int32, bitcast=True) & 0x7F800000
     bits = tl.minimum(tl.maximum(bits, 0x00800000), 0x7E800000)
-    return bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
+    inverse = (0x7F000000 - bits).to(tl.float32, bitcast=True)
+    return inverse * w, bits.to(tl.float32, bitcast=True), inverse
 
 
 @triton.jit
-def _direction(u, w):
-    """u' and gain of one flow."""
-    s, inverse = _unit(w)
-    norm, moving, a, gain, shift, u_hat = _scaled(s * u, inverse * w)
-    return inverse * u_hat, gain
-
-
-@triton.jit
-def _direction_tangent(u, w, du, dw):
-    """u' and gain, and their derivatives along (du, dw)."""
-    s, inverse = _unit(w)
-    u, w, du, dw = s * u, inverse * w, s * du, inverse * dw
-    norm, moving, a, gain, shift, u_hat = _scaled(u, w)
-    dnorm, da, dgain, dshift, du_hat = _scaled_tangent(u, w, du, dw, norm, moving, a, shift)
-    return inverse * u_hat, gain, inverse * du_hat, dgain
-
-
-@triton.jit
-def _scaled(u, w):
+def _direction(u, v, s, inverse):
     """norm (1 where w is zero), whether w is not zero, a, gain, shift and u' of one flow."""
-    a = _sum(w * u)
-    norm = _sum(w * w)
+    a = s * _sum(v * u)
+    norm = _sum(v * v)
     moving = norm > 0.0
     norm = tl.where(moving, norm, 1.0)
     gain = tl.where(moving, softplus(a), 1.0)
-    shift = tl.where(moving, tl.div_rn(softplus(-a) - 1.0, norm), 0.0)
-    return norm, moving, a, gain, shift, tl.fma(shift, w, u)
+    shift = tl.where(moving, inverse * tl.div_rn(softplus(-a) - 1.0, norm), 0.0)
+    return norm, moving, a, gain, shift, tl.fma(shift, v, u)
 
 
 @triton.jit
-def _scaled_tangent(u, w, du, dw, norm, moving, a, shift):
-    """The derivatives of norm, a, gain, shift and u' along (du, dw)."""
-    dnorm = 2.0 * _sum(w * dw)
-    da = _sum(dw * u + w * du)
+def _direction_tangent(u, v, s, inverse, du, dv, norm, moving, a, shift):
+    """The derivatives of norm, a, gain, shift and u' along (du, s dv)."""
+    dnorm = 2.0 * _sum(v * dv)
+    da = s * _sum(dv * u + v * du)
     dgain = tl.where(moving, sigmoid(a) * da, 0.0)
-    dshift = tl.where(moving, tl.div_rn(-sigmoid(-a) * da - shift * dnorm, norm), 0.0)
-    return dnorm, da, dgain, dshift, du + tl.fma(dshift, w, shift * dw)
+    dshift = tl.where(moving, tl.div_rn(-inverse * sigmoid(-a) * da - shift * dnorm, norm), 0.0)
+    return dnorm, da, dgain, dshift, du + tl.fma(dshift, v, shift * dv)
 
 
 @triton.jit
@@ -110,9 +91,9 @@ def _planar_flow_kernel(
     z_ = _samples(z, row, col, keep, z_b, z_d)
     total = tl.zeros([ROWS], tl.float32)
     for k in tl.range(0, flows, num_stages=1):
-        w_ = _row(w, k, dim, col)
-        u_hat, gain = _direction(_row(u, k, dim, col), w_)
-        h = tanh(_dot(z_, w_) + tl.load(b + k).to(tl.float32))
+        v, s, inverse = _split(_row(w, k, dim, col))
+        norm, moving, a, gain, shift, u_hat = _direction(_row(u, k, dim, col), v, s, inverse)
+        h = tanh(s * _dot(z_, v) + tl.load(b + k).to(tl.float32))
         z_ = _outer(h, u_hat, z_)
         total += log(tl.fma(tl.fma(-h, h, 1.0), gain, h * h))
     tl.store(out + row[:, None] * dim + col[None, :], z_, mask=keep)
@@ -153,18 +134,18 @@ def _planar_gradient_kernel(
             dtotal = tl.zeros([ROWS], tl.float32)
         for k in tl.range(0, flows, num_stages=1):
             state = states + (own + k) * STATE
-            u_, w_ = _row(u, k, dim, col), _row(w, k, dim, col)
-            if DOUBLE:
-                dw = _row(v_w, k, dim, col)
-                u_hat, gain, du_hat, dgain = _direction_tangent(u_, w_, _row(v_u, k, dim, col), dw)
-            else:
-                u_hat, gain = _direction(u_, w_)
-            h = tanh(_dot(z_, w_) + tl.load(b + k).to(tl.float32))
+            u_, (v, s, inverse) = _row(u, k, dim, col), _split(_row(w, k, dim, col))
+            norm, moving, a, gain, shift, u_hat = _direction(u_, v, s, inverse)
+            h = tanh(s * _dot(z_, v) + tl.load(b + k).to(tl.float32))
             tl.store(state[:, None] + cell, z_)
             tl.store(state + 2 * ROWS * DIMS + lane, h)
             if DOUBLE:
+                dv = inverse * _row(v_w, k, dim, col)
+                dnorm, da, dgain, dshift, du_hat = _direction_tangent(
+                    u_, v, s, inverse, _row(v_u, k, dim, col), dv, norm, moving, a, shift
+                )
                 q = tl.fma(-h, h, 1.0)
-                dh = q * (_dot(dz, w_) + _dot(z_, dw) + tl.load(v_b + k).to(tl.float32))
+                dh = q * (s * (_dot(dz, v) + _dot(z_, dv)) + tl.load(v_b + k).to(tl.float32))
                 tl.store(state[:, None] + ROWS * DIMS + cell, dz)
                 tl.store(state + 2 * ROWS * DIMS + ROWS + lane, dh)
                 dz = _outer(dh, u_hat, _outer(h, du_hat, dz))
@@ -183,12 +164,8 @@ def _planar_gradient_kernel(
             state = states + (own + k) * STATE
             total = sums + (own + k) * SUM
             one = total + 3 * DIMS
-            u_, w_ = _row(u, k, dim, col), _row(w, k, dim, col)
-            if DOUBLE:
-                dw = _row(v_w, k, dim, col)
-                u_hat, gain, du_hat, dgain = _direction_tangent(u_, w_, _row(v_u, k, dim, col), dw)
-            else:
-                u_hat, gain = _direction(u_, w_)
+            u_, (v, s, inverse) = _row(u, k, dim, col), _split(_row(w, k, dim, col))
+            norm, moving, a, gain, shift, u_hat = _direction(u_, v, s, inverse)
             h = tl.load(state + 2 * ROWS * DIMS + lane)
             q = tl.fma(-h, h, 1.0)
             jacobian = tl.fma(q, gain, h * h)
@@ -199,6 +176,10 @@ def _planar_gradient_kernel(
             _add(total + col, tl.sum(h[:, None] * g_, axis=0), later)
             _add(one, _sum(grown), later)
             if DOUBLE:
+                dv = inverse * _row(v_w, k, dim, col)
+                dnorm, da, dgain, dshift, du_hat = _direction_tangent(
+                    u_, v, s, inverse, _row(v_u, k, dim, col), dv, norm, moving, a, shift
+                )
                 dh = tl.load(state + 2 * ROWS * DIMS + ROWS + lane)
                 dq = -2.0 * h * dh
                 djacobian = tl.fma(2.0 * h * (1.0 - gain), dh, q * dgain)
@@ -212,12 +193,13 @@ def _planar_gradient_kernel(
                 _add(total + 2 * DIMS + col, tl.sum(tl.fma(dh[:, None], g_, h[:, None] * dg), axis=0), later)
                 _add(one + 1, _sum(dgp), later)
                 _add(one + 2, _sum(dgrown), later)
-                dg = _outer(dgp, w_, _outer(gp, dw, dg))
+                # Read again rather than kept in registers, of which there are too few for wide samples.
+                dg = _outer(dgp, _row(w, k, dim, col), _outer(gp, _row(v_w, k, dim, col), dg))
             else:
                 z_ = tl.load(state[:, None] + cell)
                 _add(total + DIMS + col, tl.sum(gp[:, None] * z_, axis=0), later)
                 _add(one + 1, _sum(gp), later)
-            g_ = _outer(gp, w_, g_)
+            g_ = _outer(gp, _row(w, k, dim, col), g_)
         tl.store(grad_z + row[:, None] * dim + col[None, :], dg if DOUBLE else g_, mask=keep)
         tl.debug_barrier()
 
@@ -243,37 +225,34 @@ def _planar_parameters_kernel(
     k, col = tl.program_id(0), tl.arange(0, DIMS).to(tl.int64)
     one = tl.zeros([1], tl.int64)
     sums += (one + k) * SUM
-    u_, w_ = _row(u, k, dim, col), _row(w, k, dim, col)
-    s, inverse = _unit(w_)
-    u_, w_ = s * u_, inverse * w_
-    norm, moving, a, gain, shift, u_hat = _scaled(u_, w_)
-    g_hat = inverse * _total(sums, col, flows, programs, SUM, STEP)
+    u_, (v, s, inverse) = _row(u, k, dim, col), _split(_row(w, k, dim, col))
+    norm, moving, a, gain, shift, u_hat = _direction(u_, v, s, inverse)
+    g_hat = _total(sums, col, flows, programs, SUM, STEP)
     g_w = _total(sums + DIMS, col, flows, programs, SUM, STEP)
     g_gain = _total(sums + 3 * DIMS, one, flows, programs, SUM, 128)
     g_b = _total(sums + 3 * DIMS + 1, one, flows, programs, SUM, 128)
     up, down = sigmoid(a), sigmoid(-a)
-    g_shift = _sum(g_hat * w_)
-    pull = tl.div_rn(g_shift, norm)
-    g_a = tl.where(moving, g_gain * up - pull * down, 0.0)
+    pull = tl.div_rn(_sum(g_hat * v), norm)
+    g_a = tl.where(moving, g_gain * up - inverse * pull * down, 0.0)
     g_norm = tl.where(moving, -pull * shift, 0.0)
     if DOUBLE:
-        du, dw = s * _row(v_u, k, dim, col), inverse * _row(v_w, k, dim, col)
-        dnorm, da, dgain, dshift, du_hat = _scaled_tangent(u_, w_, du, dw, norm, moving, a, shift)
-        dg_hat = inverse * _total(sums + 2 * DIMS, col, flows, programs, SUM, STEP)
+        du, dv = _row(v_u, k, dim, col), inverse * _row(v_w, k, dim, col)
+        dnorm, da, dgain, dshift, du_hat = _direction_tangent(u_, v, s, inverse, du, dv, norm, moving, a, shift)
+        dg_hat = _total(sums + 2 * DIMS, col, flows, programs, SUM, STEP)
         dg_gain = _total(sums + 3 * DIMS + 2, one, flows, programs, SUM, 128)
-        dpull = tl.div_rn(_sum(dg_hat * w_) + _sum(g_hat * dw) - pull * dnorm, norm)
+        dpull = tl.div_rn(_sum(dg_hat * v) + _sum(g_hat * dv) - pull * dnorm, norm)
         dup = up * down * da
-        dg_a = tl.where(moving, dg_gain * up + g_gain * dup - dpull * down + pull * dup, 0.0)
+        dg_a = tl.where(moving, dg_gain * up + g_gain * dup - inverse * (dpull * down - pull * dup), 0.0)
         dg_norm = tl.where(moving, -dpull * shift - pull * dshift, 0.0)
-        g_u = dg_hat + tl.fma(dg_a, w_, g_a * dw)
-        g_own = tl.fma(shift, dg_hat, dshift * g_hat) + tl.fma(dg_a, u_, g_a * du)
-        g_own += 2.0 * tl.fma(dg_norm, w_, g_norm * dw)
+        g_u = dg_hat + s * tl.fma(dg_a, v, g_a * dv)
+        g_w += inverse * tl.fma(shift, dg_hat, dshift * g_hat) + tl.fma(dg_a, u_, g_a * du)
+        g_w += inverse * (2.0 * tl.fma(dg_norm, v, g_norm * dv))
     else:
-        g_u = tl.fma(g_a, w_, g_hat)
-        g_own = tl.fma(shift, g_hat, tl.fma(g_a, u_, 2.0 * g_norm * w_))
+        g_u = tl.fma(s * g_a, v, g_hat)
+        g_w += tl.fma(inverse * shift, g_hat, tl.fma(g_a, u_, inverse * (2.0 * g_norm * v)))
     at = (one + k) * dim + col
-    tl.store(grad_u + at, s * g_u, mask=col < dim)
-    tl.store(grad_w + at, g_w + inverse * g_own, mask=col < dim)
+    tl.store(grad_u + at, g_u, mask=col < dim)
+    tl.store(grad_w + at, g_w, mask=col < dim)
     tl.store(grad_b + k + one, g_b)
 
 
