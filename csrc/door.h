@@ -23,6 +23,7 @@ inline void open(pybind11::handle tensor, pybind11::handle parameter) {
 // memory holds the opposite numbers (is_neg); else whether one of them requires a gradient.
 inline PyObject* look(PyObject*, PyObject* const* given, Py_ssize_t) {
   const Py_ssize_t n = PyLong_AsSsize_t(given[1]);
+  if (n > PyTuple_GET_SIZE(given[0])) Py_RETURN_NONE;
   PyObject* wanted = Py_False;
   for (Py_ssize_t i = 0; i < n; ++i) {
     PyObject* t = PyTuple_GET_ITEM(given[0], i);
@@ -42,8 +43,7 @@ inline PyObject* look(PyObject*, PyObject* const* given, Py_ssize_t) {
   return Py_NewRef(wanted);
 }
 
-// alike(tensor, ...): whether these are certainly plain tensors of one floating dtype and one shape, in memory of the
-// CPU.
+// alike(tensor, ...): whether these are certainly plain tensors of one floating dtype and one shape on one device.
 inline PyObject* alike(PyObject*, PyObject* const* given, Py_ssize_t n) {
   exchange::Tensor first, t;
   for (Py_ssize_t i = 0; i < n; ++i) {

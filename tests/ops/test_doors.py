@@ -313,6 +313,7 @@ def test_the_core_sees_in_tensors_what_python_sees() -> None:
     for a, b in itertools.product(kinds.values(), repeat=2):
         assert core.look((a, b, "ignored"), 2) is doors._look((a, b), 2)
     assert core.look((kinds["wants"],), 0) is False
+    assert core.look((kinds["wants"],), 2) is None
     strided = {name: t for name, t in kinds.items() if t is not None and type(t) in (torch.Tensor, torch.nn.Parameter)}
     for (n, a), (m, b) in itertools.product(strided.items(), repeat=2):
         expected = a.dtype is b.dtype and a.dtype in checks.FLOATING and a.shape == b.shape
