@@ -63,7 +63,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 def _constant(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """What torch.compiler.assume_constant_result does, without its import of the whole compiler (over a second)."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    function.__dict__["_dynamo_marked_constant"] = True
     return function
 
 

@@ -51,7 +51,7 @@ def transforming() -> bool:
 def _look(args: tuple[Any, ...], n: int) -> bool | None:
     """Whether one of the first n arguments wants a gradient; None if one is not a plain tensor that memory holds as is.
 
-    The C++ core has the same function (csrc/door.h), in a third of the time.
+    The C++ core has the same function, for less (csrc/door.h).
     """
     tensors = [t for t in args[:n] if t is not None]
     if any(type(t) not in (Tensor, Parameter) or t.is_neg() for t in tensors):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,13 @@ def _note(name: str) -> str | None:
 @functools.cache
 def _load_cpu() -> tuple[Any, str | None]:
     try:
-        from gmkernels._lib import _cpu  # type: ignore[attr-defined]
+        core = importlib.import_module("gmkernels._lib._cpu")
     except ImportError as error:
         return None, f"the C++ core is not built: {_note('BUILD_FAILED.txt') or error}"
-    if (asked := os.environ.get("GMKERNELS_ISA")) and asked not in _cpu.isas():
-        usable = ", ".join(map(repr, _cpu.isas()))
+    if (asked := os.environ.get("GMKERNELS_ISA")) and asked not in core.isas():
+        usable = ", ".join(map(repr, core.isas()))
         raise ValueError(f"GMKERNELS_ISA: {asked!r} does not run here; expected one of {usable}")
-    return _cpu, None
+    return core, None
 
 
 @functools.cache

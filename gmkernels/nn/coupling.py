@@ -158,15 +158,15 @@ class AffineCoupling(nn.Module):
             params = self._condition(leaf, changed, context)
         log_scale, shift = (p.detach().requires_grad_() for p in params)
         x = self._transform(changed, (log_scale, shift), inverse=True)[0].detach()
-        part, direct = self._parts(grad_y)[::-1] if self.split is not None else (grad_y, None)
+        part, direct = self._parts(grad_y)[::-1] if self.mask is None else (grad_y, grad_y)
         with torch.enable_grad():
             again = self._transform(x.requires_grad_(), (log_scale, shift), inverse=False)
             inner = torch.autograd.grad(again, [x, log_scale, shift], (part, grad_logdet))
         grads = own | pull(params, inner[1:], [leaf, *sources(self, context)])
         through = grads.pop(leaf, torch.zeros_like(leaf))
         x = x.detach()
-        if direct is None:
-            return x, inner[0] + torch.where(self.mask, through, 0.0), grads  # type: ignore[arg-type]
+        if self.mask is not None:
+            return x, inner[0] + torch.where(self.mask, through, 0.0), grads
         return self._whole(kept, x), self._whole(direct + through, inner[0]), grads
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,8 @@ class MLP(nn.Module):
     def parts(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """Weights and biases, as :func:`gmkernels.mlp` takes them."""
         # Past nn.Module's look-up, which for six parameters costs as much as a small product.
-        found = [layer._parameters for layer in self.layers._modules.values()]
-        return [p["weight"] for p in found], [p["bias"] for p in found]  # type: ignore[misc]
+        found: list[dict[str, Any]] = [layer._parameters for layer in self.layers._modules.values()]
+        return [p["weight"] for p in found], [p["bias"] for p in found]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = x if context is None else torch.cat([x, context], 1)

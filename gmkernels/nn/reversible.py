@@ -66,8 +66,9 @@ class Reversible(nn.Module):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         total = _no_change(y)
+        step: Any  # a module with an inverse
         for step in reversed(self.steps):
-            y, logdet = step.inverse(y, context)  # type: ignore[operator]
+            y, logdet = step.inverse(y, context)
             total = total + logdet
         return y, total
 
@@ -165,8 +166,8 @@ class _Pull:
     def __call__(
         self, y: Tensor, context: Tensor | None, used: tuple[Tensor, ...], grad_y: Tensor, grad_logdet: Tensor
     ) -> tuple[Tensor, Tensor, Grads]:
-        step = self.step
-        x = step.undo(y, used, context) if used else step.inverse(y, context)[0]  # type: ignore[operator]
+        step: Any = self.step
+        x = step.undo(y, used, context) if used else step.inverse(y, context)[0]
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             outputs = _again(step, leaf, context)
@@ -293,12 +294,8 @@ class _Autocast:
     """The autocast settings at the time of the forward pass."""
 
     def __init__(self, device: str) -> None:
-        self.settings = {
-            "device_type": device,
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-            "cache_enabled": torch.is_autocast_cache_enabled(),
-        }
+        self.device, self.dtype = device, torch.get_autocast_dtype(device)
+        self.enabled, self.cached = torch.is_autocast_enabled(device), torch.is_autocast_cache_enabled()
 
     def again(self) -> torch.autocast:
-        return torch.autocast(**self.settings)  # type: ignore[arg-type]
+        return torch.autocast(self.device, self.dtype, self.enabled, self.cached)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ import torch
 
 import gmkernels as gmk
 
-from .errors import CheckpointError, GenmodelsError, need
+from .errors import CheckpointError, GenmodelsError, at_least, need
 from .recipe import Recipe, restore
 from .record import append
 from .registry import MODELS, recipe_of
@@ -122,11 +121,6 @@ def _parse(kind: Any, args: list[str], prog: str) -> Any:
     return tyro.cli(kind, args=args, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
 
-def _at_least(name: str, value: float | None, least: int) -> None:
-    if value is not None and not least <= value < math.inf:
-        raise GenmodelsError(f"--{name} must be {least} or more, got {value}")
-
-
 def _named(args: list[str]) -> list[str]:
     """A leading RUN written as ``--run RUN``."""
     return ["--run", *args] if args and not args[0].startswith("-") else args
@@ -163,9 +157,8 @@ def _table(rows: list[tuple[str, str]]) -> None:
 
 
 def _train(args: list[str]) -> int:
-    from .data import contents
     from .training import load_weights, read_log
-    from .training.checkpoint import checkpoints, write_atomically
+    from .training.checkpoint import checkpoints, contents, write_atomically
     from .training.distributed import local_device
 
     if not args or args[0].startswith("-"):
@@ -175,7 +168,7 @@ def _train(args: list[str]) -> int:
     options: Train[Recipe] = _parse(Train[recipe_of(model_name)], args[1:], f"genmodels train {model_name}")  # type: ignore[misc]
     recipe = options.recipe
     recipe.check()
-    _at_least("threads", options.threads, 1)
+    at_least("threads", options.threads, 1)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     out = options.out or Path("runs") / f"{model_name}-{Path(recipe.data).name}"
@@ -262,8 +255,8 @@ def _open(run: Path, weights: Literal["best", "last"]) -> tuple[Recipe, Any, Any
 
 
 def _sample(options: Sample) -> int:
-    _at_least("n", options.n, 1)
-    _at_least("temperature", options.temperature, 0)
+    at_least("n", options.n, 1)
+    at_least("temperature", options.temperature, 0)
     with gmk.use_backend(options.backend):
         recipe, dataset, model, _ = _open(options.run, options.weights)
         path = options.out or options.run / f"samples-{options.seed}.png"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import math
+import struct
 import zipfile
 import zlib
 from types import ModuleType
 
-DAMAGED = (OSError, EOFError, ValueError, SyntaxError, zlib.error, zipfile.BadZipFile)
+DAMAGED = (OSError, EOFError, ValueError, SyntaxError, zlib.error, struct.error, zipfile.BadZipFile)
 """What reading a damaged, truncated or foreign file may raise."""
 
 
@@ -29,6 +31,12 @@ class NonFiniteError(GenmodelsError, ArithmeticError):
 
 class MissingPackage(GenmodelsError, ImportError):
     """An optional package is not installed."""
+
+
+def at_least(option: str, value: float | None, least: int) -> None:
+    """Refuse a command's option that is less than ``least``, NaN or infinite."""
+    if value is not None and not least <= value < math.inf:
+        raise GenmodelsError(f"--{option.replace('_', '-')} must be {least} or more, got {value}")
 
 
 def need(module: str, purpose: str, extra: str = "models") -> ModuleType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from torch import nn
 
 from . import data
 from .data import BatchStream, Dataset
-from .errors import GenmodelsError
+from .errors import GenmodelsError, at_least
 from .training import Best, Fit, Part, Result, fit
 
 # What may change between two starts of one run.
@@ -45,12 +44,11 @@ class Recipe:
     def check(self) -> None:
         """Refuse at once what would stop a run at its end: whole numbers are at least 1, others at least 0 and finite."""
         for option in dataclasses.fields(self):
-            value, whole = getattr(self, option.name), "int" in str(option.type)
+            value, whole = getattr(self, option.name), "int" in str(option.type)  # a string, such as "int | None"
             least = int(whole and option.default != 0 and option.name not in self.may_be_zero)
             for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, int | float) and not isinstance(number, bool) and not least <= number < math.inf:
-                    name = option.name.replace("_", "-")
-                    raise ValueError(f"--{name} must be {least} or more, got {number}")
+                if isinstance(number, int | float) and not isinstance(number, bool):
+                    at_least(option.name, number, least)
 
     def dataset(self) -> Dataset:
         return data.load(self.data, size=self.image_size, channels=self.image_channels)

@@ -186,7 +186,7 @@ class _Broken(nn.Module):
 
 def test_a_loss_that_stays_nan_stops_the_run_and_spares_the_weights(tmp_path: Path) -> None:
     model = _Broken()
-    with pytest.raises(GenmodelsError, match="have not been finite for 20 updates"):
+    with pytest.raises(GenmodelsError, match="has not been finite for 20 updates"):
         fit(model, DENSITIES["ring"]().stream(4), tmp_path, Fit(max_steps=100))
     assert model.count == 25
     assert bool(model.weight.isfinite())

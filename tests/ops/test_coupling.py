@@ -1,4 +1,5 @@
-"""Affine coupling where its two dtypes differ, and what it keeps for backward: what no sample of the table shows."""
+"""Couplings where two dtypes differ, what they keep for backward, and lengths near the ends of float32: what no sample of
+the table shows."""
 
 from __future__ import annotations
 

@@ -148,8 +148,8 @@ def level(quantile: Tensor, levels: int) -> Tensor:
     return place.nan_to_num(0.0).clamp(0, levels - 1).long()
 
 
-def mixture(found: Tensor, net: Network, word: tuple[Tensor, Tensor], temperature: float) -> Tensor:
-    """(M, outputs) and words (M, channels) to levels (M, channels), channel after channel.
+def mixture(found: Tensor, count: int, word: tuple[Tensor, Tensor], temperature: float) -> Tensor:
+    """(M, outputs) and words (M, channels) to levels (M, channels) of ``count``, channel after channel.
 
     T. Salimans et al., "PixelCNN++" (ICLR 2017), equations 2 and 3: means of later channels depend linearly on the
     channels before them.
@@ -164,8 +164,8 @@ def mixture(found: Tensor, net: Network, word: tuple[Tensor, Tensor], temperatur
     for c in range(word[0].shape[1]):
         centre = mean[:, c]
         for before, place in zip(levels, range(c * (c - 1) // 2, c * (c + 1) // 2), strict=True):
-            centre = centre + slope[:, place] * (before.double() * (2.0 / (net.levels - 1)) - 1.0)
-        levels.append(level(logistic(centre, log_scale[:, c], word[1][:, c], temperature), net.levels))
+            centre = centre + slope[:, place] * (before.double() * (2.0 / (count - 1)) - 1.0)
+        levels.append(level(logistic(centre, log_scale[:, c], word[1][:, c], temperature), count))
     return torch.stack(levels, 1)
 
 
@@ -175,7 +175,7 @@ def draw(found: Tensor, net: Network, word: tuple[Tensor, Tensor], temperature: 
         return bernoulli(found, word[0], temperature)
     if HEADS[net.head] == "categorical":
         return categorical(found, word[0][:, 0], temperature)[:, None]
-    return mixture(found, net, word, temperature)
+    return mixture(found, net.levels, word, temperature)
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from .network import HEADS, Network, infer
 
 _DTYPES = (torch.float32, torch.float64)
 _LEVELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
-_INTEGERS = (int, torch.SymInt)
 
 
 def visible_here(*tensors: Tensor | None) -> bool:
@@ -33,7 +32,7 @@ def network(op: str, gated: bool, given: Sequence[Tensor], shape: Sequence[int],
         raise ValueError(f"{op}: levels must be an int from 2 to 65536, got {levels!r}")
     if head == "bernoulli" and levels != 2:
         raise ValueError(f"{op}: a Bernoulli head has 2 levels, got levels={levels}")
-    if len(shape) != 4 or any(not isinstance(n, _INTEGERS) or n < 0 for n in shape) or shape[1] == 0:
+    if len(shape) != 4 or any(not isinstance(n, checks.INTEGERS) or n < 0 for n in shape) or shape[1] == 0:
         raise ValueError(f"{op}: shape must be (batch, channels, height, width) with a channel, got {tuple(shape)}")
     channels = int(shape[1])
     if groups not in (1, channels):

@@ -16,7 +16,6 @@ from .validation import visible_here
 HEADS = ("categorical", "mixture", "gaussian")
 _DTYPES = (torch.float32, torch.float64)
 _LEVELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
-_INTEGERS = (int, torch.SymInt)
 
 
 class Stack(NamedTuple):
@@ -135,7 +134,7 @@ def stack(op: str, given: Sequence[Tensor], dilations: Sequence[int], head: str,
 def sampling(op: str, parameters: Sequence[Tensor], net: Stack, shape: Sequence[int], key: Tensor, first: int,
              temperature: float, condition: Tensor | None, local: Tensor | None,
              local_weight: Tensor | None) -> None:  # fmt: skip
-    if len(shape) != 2 or any(not isinstance(n, _INTEGERS) or n < 0 for n in shape):
+    if len(shape) != 2 or any(not isinstance(n, checks.INTEGERS) or n < 0 for n in shape):
         raise ValueError(f"{op}: shape must be (batch, time), got {tuple(shape)}")
     checks.key(op, key, first)
     if first + shape[0] > 2**32 or shape[1] > 2**32:

@@ -48,7 +48,7 @@ def outputs(x: Tensor, net: Stack, parameters: Sequence[Tensor], condition: Tens
     """The network: (B, inputs, T) that ends one sample before, to (B, outputs, T)."""
     first, bias, *body, w1, b1, w2, b2 = parameters
     h = conv1d(pad(x, (net.first - 1, 0)), first, bias)
-    total: Tensor | float = 0.0
+    total = h.new_zeros(())
     for i, d in enumerate(net.dilations):
         dilated, dilated_bias, mix, mix_bias = body[4 * i : 4 * i + 4]
         inner = conv1d(pad(h, ((net.kernel - 1) * d, 0)), dilated, dilated_bias, dilation=d)
@@ -61,7 +61,7 @@ def outputs(x: Tensor, net: Stack, parameters: Sequence[Tensor], condition: Tens
         total = total + mixed[:, -net.skip :]
         if i + 1 < net.layers:
             h = h + mixed[:, : net.residual]
-    return conv1d(relu(conv1d(relu(total), w1, b1)), w2, b2)  # type: ignore[arg-type]
+    return conv1d(relu(conv1d(relu(total), w1, b1)), w2, b2)
 
 
 def normal(word: tuple[Tensor, Tensor]) -> Tensor:
@@ -77,7 +77,7 @@ def draw(found: Tensor, net: Stack, word: tuple[Tensor, Tensor], temperature: fl
         return reference.categorical(found, word[0], temperature)
     if HEADS[net.head] == "mixture":
         each = (word[0][:, None], word[1][:, None])
-        return reference.mixture(found, net, each, temperature)[:, 0]  # type: ignore[arg-type]
+        return reference.mixture(found, net.levels, each, temperature)[:, 0]
     mean, log_scale = found.double().unbind(1)
     scale = temperature * torch.exp(log_scale.clamp(min=reference.LEAST_LOG_SCALE))
     return (mean + scale * normal(word)).to(found.dtype)

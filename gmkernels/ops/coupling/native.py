@@ -96,14 +96,14 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Ten
 
 def planar_flow_backward(
     grad_z: Tensor, grad_logdet: Tensor, z: Tensor, u: Tensor, w: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     ins = [t.contiguous() for t in (z, u, w, b, grad_z, grad_logdet)]
     outs = [contiguous_like(t) for t in ins[:4]]
     _core.planar_flow_backward(
         *z.shape, u.shape[0], DTYPES[z.dtype], *(t.data_ptr() for t in ins), 0, 0, 0, 0,
         *(t.data_ptr() for t in outs), 0, 0,
     )  # fmt: skip
-    return tuple(outs)  # type: ignore[return-value]
+    return tuple(outs)
 
 
 def planar_flow_double_backward(

@@ -32,8 +32,6 @@ ALIASES.update(
     rbm_sample_hidden="rbm_conditional", rbm_sample_visible="rbm_conditional", rbm_free_energy="rbm_softplus_sum"
 )
 
-_INTEGERS = (int, torch.SymInt)
-
 
 def rbm_gibbs(
     v: Tensor,
@@ -102,7 +100,7 @@ def rbm_gibbs(
     checks.choice(op, "precision", precision, ("exact", "fixed"))
     if precision == "fixed" and visible == "gaussian":
         raise ValueError(f"{op}: precision 'fixed' needs binary visible units, got visible='gaussian'")
-    if not isinstance(steps, _INTEGERS) or isinstance(steps, bool):
+    if not isinstance(steps, checks.INTEGERS) or isinstance(steps, bool):
         raise TypeError(f"{op}: steps must be an int, got {type(steps).__name__}")
     if steps < 0 or steps >= 2**31:
         raise ValueError(f"{op}: steps must be from 0 to 2**31 - 1, got {steps}")

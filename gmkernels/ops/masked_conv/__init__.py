@@ -16,8 +16,6 @@ from . import (
 
 __all__ = ["masked_conv2d", "causal_conv1d", "gated_activation", "gated_masked_conv2d"]
 
-_INTEGERS = (int, torch.SymInt)
-
 
 def masked_conv2d(
     x: Tensor,
@@ -107,7 +105,7 @@ def causal_conv1d(
     _layer(op, x, weight, bias, 3, "(N, C, T)", "(O, C, k)")
     if weight.shape[2] < 1:
         raise ValueError(f"{op}: weight must have at least one tap, got shape {tuple(weight.shape)}")
-    if not isinstance(dilation, _INTEGERS) or dilation < 1:
+    if not isinstance(dilation, checks.INTEGERS) or dilation < 1:
         raise ValueError(f"{op}: dilation must be a positive int, got {dilation!r}")
     return library.causal_conv1d(x, weight, bias, min(dilation, max(1, x.shape[2])), backend)
 

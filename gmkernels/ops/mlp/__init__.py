@@ -204,14 +204,16 @@ def _checked(
 
 
 def _fit(x: Tensor, width: int | None, parameters: Sequence[Tensor | None]) -> bool:
-    """Whether nothing is wrong: the usual case, looked at in three microseconds."""
+    """Whether nothing is wrong: the usual case, looked at quickly."""
     try:
         dtype, on_cpu, (_, features) = x.dtype, x.is_cpu, x.shape
         if dtype not in checks.FLOATING:
             return False
         width = features if width is None else width
         for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
-            outputs, inputs = weight.shape  # type: ignore[union-attr]
+            if weight is None:
+                return False
+            outputs, inputs = weight.shape
             if inputs != width or bias is not None and bias.shape != (outputs,):
                 return False
             for t in (weight, bias):

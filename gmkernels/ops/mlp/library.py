@@ -41,7 +41,8 @@ def likelihood_outputs(z: Tensor, parameters: Parameters) -> tuple[Tensor, Tenso
     """Room for the log-likelihoods, their derivatives by the logits, and what the hidden layers hold."""
     *hidden, last = (weight.shape[0] for weight in parameters[::2] if weight is not None)
     batch, dtype = z.shape[0], wide(z)
-    return tuple(z.new_empty(size, dtype=dtype) for size in ((batch,), (batch, last), (batch, sum(hidden))))  # type: ignore[return-value]
+    slopes, kept = (z.new_empty(batch, width, dtype=dtype) for width in (last, sum(hidden)))
+    return z.new_empty(batch, dtype=dtype), slopes, kept
 
 
 def gradients(x: Tensor, parameters: Parameters, needs: int) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import DataError
 from .audio import AudioDataset, Varied, alsa, read_wav, resample, wav_folder, write_wav
 from .colour import apart, emoji, photos
-from .dataset import Batch, BatchStream, Dataset, ImageDataset, Shuffled, contents, shifted, stratified
+from .dataset import Batch, BatchStream, Dataset, ImageDataset, Shuffled, shifted, stratified
 from .densities import DENSITIES, Density
 from .images import digits, fashion_mnist, image_folder, mnist5k
 from .pairs import TASKS, PairDataset, PairStream, UnpairedDataset, UnpairedStream, paired, unpaired
@@ -38,7 +38,6 @@ __all__ = [
     "Varied",
     "alsa",
     "apart",
-    "contents",
     "digits",
     "emoji",
     "fashion_mnist",

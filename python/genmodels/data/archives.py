@@ -87,7 +87,7 @@ def rows(archive: Archive, file: Path) -> Splits:
     """
     if _is_prepared(archive, file):
         assert archive.prepared is not None
-        parts = archive.prepared[1](_load(file))
+        parts = archive.prepared[1](np.asarray(load(file), np.float64))
     else:
         parts = archive.read(file)
     got = {part.shape[1] for part in parts}
@@ -106,7 +106,8 @@ def _is_prepared(archive: Archive, file: Path) -> bool:
 # Reading.
 
 
-def _load(file: Path) -> np.ndarray:
+def load(file: Path) -> np.ndarray:
+    """The numbers (rows, columns) of a .npy file, in its dtype."""
     try:
         x = np.load(file, allow_pickle=False)
     except DAMAGED as error:
@@ -114,7 +115,7 @@ def _load(file: Path) -> np.ndarray:
     if not isinstance(x, np.ndarray) or x.ndim != 2 or x.dtype.kind not in "fiu":
         held = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else "several arrays"
         raise DataError(f"{file} holds {held}, expected numbers (rows, columns)")
-    return np.asarray(x, np.float64)
+    return x
 
 
 def _open(file: Path) -> IO[str]:

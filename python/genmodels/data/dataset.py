@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,15 +44,6 @@ class Dataset(Protocol):
 
     def stream(self, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> BatchStream:
         """Endless training batches."""
-
-
-def contents(dataset: object) -> str:
-    """A digest of the training and validation data: two data sets of one name are two. Empty if they are drawn afresh."""
-    splits, digest = getattr(dataset, "splits", {}), hashlib.sha256()
-    for part in (part for name in ("train", "valid") for part in splits.get(name, ()) if part is not None):
-        digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-        digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16] if splits else ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import gmkernels as gmk
 
-from ..errors import DAMAGED, DataError
+from ..errors import DataError
 from . import archives
 from .dataset import Batch, Shuffled
 
@@ -122,13 +122,8 @@ def _find(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 def _read(path: Path) -> Tensor:
-    try:
-        x = np.load(path, allow_pickle=False)
-    except DAMAGED as error:
-        raise DataError(f"cannot read {path}: {error}") from None
-    if not isinstance(x, np.ndarray):
-        raise DataError(f"{path} is an archive of several arrays, expected one array (rows, columns)")
-    if x.ndim != 2 or x.dtype.kind not in "fiu" or 0 in x.shape:
+    x = archives.load(path)
+    if 0 in x.shape:
         raise DataError(f"{path} holds {x.dtype} of shape {x.shape}, expected numbers (rows, columns)")
     rows = torch.from_numpy(np.asarray(x, np.float32))
     if not bool(rows.isfinite().all()):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import data
-from ..errors import DataError, GenmodelsError
+from ..errors import DataError, GenmodelsError, at_least
 from . import Extractor, FrechetDistance, fashion28, inception, inception_score, mnist28
 
 EXTRACTORS = {"fashion28": fashion28, "mnist28": mnist28}
@@ -74,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         for name, least in (("most", 2), ("splits", 1), ("size", 1)):
-            if (value := getattr(chosen, name)) is not None and value < least:
-                raise GenmodelsError(f"--{name} must be {least} or more, got {value}")
+            at_least(name, getattr(chosen, name), least)
         standard, names = chosen.inception_weights is not None, (chosen.real, chosen.fake)
         size, channels = chosen.size or (32 if standard else 28), 3 if standard else 1
         real, fake = (_images(name, size, channels, chosen.most) for name in names)

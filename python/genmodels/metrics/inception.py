@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -213,15 +212,7 @@ def inception(file: str | os.PathLike[str]) -> Inception:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        *DAMAGED,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-        struct.error,
-    ) as error:
+    except (*DAMAGED, RuntimeError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"cannot read Inception weights {path}: {str(error).splitlines()[0]}") from None
     network = Inception(f"weights {path.name}, SHA-256 {digest}...")
     try:

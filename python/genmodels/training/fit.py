@@ -289,10 +289,10 @@ class _Run:
         else:
             self.bad_steps += 1
             if self.bad_steps == 20:
-                kept = f"the last good checkpoint stays in {self.out}" if checkpoint.checkpoints(self.out) else ""
+                kept = f"; the last good checkpoint stays in {self.out}" if checkpoint.checkpoints(self.out) else ""
                 raise GenmodelsError(
-                    f"loss and gradient have not been finite for 20 updates (step {self.step}, loss "
-                    f"{float(total['loss'])}): try a smaller lr{kept and '; ' + kept}"
+                    f"the loss or its gradient has not been finite for 20 updates (step {self.step}, loss "
+                    f"{float(total['loss'])}): try a smaller lr{kept}"
                 )
         total["gradient_norm"] = norm.detach()
         return total

@@ -158,11 +158,11 @@ class Autoencoder(Model):
         else:
             z = self.encode(x, y)
             centre = z.mean(0)
-            _, deviations, axes = torch.linalg.svd(z - centre)
-            spread = torch.cat([deviations, deviations.new_zeros(2)])[
+            _, deviations, axes = torch.linalg.svd(z - centre, full_matrices=False)
+            axes = axes * deviations[:, None] / math.sqrt(len(z))
+            axes = torch.cat([axes, axes.new_zeros(2, axes.shape[1])])[
                 :2
-            ]  # of one image, and of one latent, there is less
-            axes = torch.cat([axes, torch.zeros_like(axes[:1])])[:2] * spread[:, None] / math.sqrt(len(z))
+            ]  # one image, or latent, has no two directions
         down = -across
         z = centre + down[:, None, None] * axes[1] + across[None, :, None] * axes[0]
         z = z.flatten(0, 1)
